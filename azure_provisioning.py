@@ -1,0 +1,401 @@
+#!/usr/bin/python3
+"""Usage: azure_provisioning.py [OPTION]...
+
+Report Ready to Azure's WireServer, then set the host name that the Instance
+Metadata Service (IMDS) gives. Whatever goes wrong is tried again every second
+until a deadline: 20 minutes for WireServer, 5 for IMDS. Needs root.
+
+  --dry-run          only fetch; print the report and the name, change nothing
+  --timeout SECONDS  replace both deadlines (more than 0, at most 86400)
+  --wireserver URL   instead of http://168.63.129.16; http://HOST[:PORT]
+  --imds URL         instead of http://169.254.169.254; http://HOST[:PORT]
+  --version          print the version
+  --help             print this
+
+Exit status:
+  0    Ready was accepted and the host name is set (--dry-run: both are known)
+  1    Ready was not accepted before the deadline
+  2    wrong usage; nothing was done
+  3    Ready was accepted, the host name is not set
+  130  interrupted
+"""
+
+import collections
+import contextlib
+import http.client
+import os
+import re
+import socket
+import sys
+import time
+from xml.parsers import expat
+
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
+if TYPE_CHECKING:
+    from typing import Callable, Dict, Iterator, List, Optional
+
+__version__ = "0.1.0"
+
+WIRESERVER_SECONDS = 20 * 60  # as cloud-init and azure-init; the platform waits about 40 minutes
+WIRESERVER_HEADERS = {"x-ms-version": "2012-11-30", "x-ms-agent-name": "azure-provisioning"}
+HEALTH_HEADERS = dict(WIRESERVER_HEADERS, **{"Content-Type": "text/xml;charset=utf-8"})
+GOAL_STATE_PATH = "/machine?comp=goalstate"
+HEALTH_PATH = "/machine?comp=health"
+HEALTH_REPORT = """\
+<Health>
+  <GoalStateIncarnation>{0.incarnation}</GoalStateIncarnation>
+  <Container>
+    <ContainerId>{0.container_id}</ContainerId>
+    <RoleInstanceList>
+      <Role><InstanceId>{0.instance_id}</InstanceId><Health><State>Ready</State></Health></Role>
+    </RoleInstanceList>
+  </Container>
+</Health>
+"""
+IMDS_SECONDS = 5 * 60  # as cloud-init and azure-init
+IMDS_HEADERS = {"Metadata": "true"}
+COMPUTE_PATH = "/metadata/instance/compute?api-version=2021-02-01&format=json"
+PLAIN_NAME_PATH = "/metadata/instance/compute/name?api-version=2019-06-01&format=text"
+ETC_HOSTNAME = "/etc/hostname"
+HOST_NAME_MAX = 63  # bytes in one DNS label (RFC 1123); the kernel would take 64
+RETRY_SECONDS = 1
+RETRY_AFTER_STATUSES = (429, 503)  # throttled and down for maintenance: they know for how long
+RETRY_AFTER_MAX = 60  # seconds
+STEP_SECONDS = 30  # one request and its whole answer, or one run of hostnamectl
+BODY_MAX = 1 << 20  # bytes; real answers have a few thousand
+TIMEOUT_MAX = 86400  # seconds, for --timeout
+REPEAT_SECONDS = 60  # a line that was printed is not printed again for so long
+LINE_MAX = 400  # characters
+EXIT_OK, EXIT_NOT_READY, EXIT_USAGE, EXIT_NOT_NAMED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
+Options = collections.namedtuple("Options", ["wireserver", "imds", "timeout", "dry_run"])
+Answer = collections.namedtuple("Answer", ["status", "body"])
+DEFAULTS = Options("http://168.63.129.16", "http://169.254.169.254", None, False)
+said = {}  # type: Dict[str, float]  # each line that was printed, and when on the monotonic clock
+
+
+def parse_goal_state(body: bytes) -> GoalState:
+    """Return the three values that a health report repeats, stripped, from a goal state's XML.
+
+    Of repeated elements the first counts. Raises expat.ExpatError or ValueError if *body* is not
+    XML, has a document type declaration (which could declare entities) or lacks a value.
+    """
+    values = {"Incarnation": "", "ContainerId": "", "InstanceId": ""}
+    fields = [
+        ["GoalState", "Incarnation"],
+        ["GoalState", "Container", "ContainerId"],
+        ["GoalState", "Container", "RoleInstanceList", "RoleInstance", "InstanceId"],
+    ]
+    path = []  # type: List[str]
+
+    def text(data: str) -> None:
+        if path in fields:
+            values[path[-1]] += data
+
+    def end(_: str) -> None:
+        # What has ended takes no more text, so the values of two containers never mix.
+        fields[:] = [field for field in fields if field[: len(path)] != path]
+        path.pop()
+
+    def doctype(*_: object) -> None:
+        raise ValueError("it has a document type declaration")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = doctype
+    parser.StartElementHandler = lambda name, _: path.append(name.rpartition(":")[2])
+    parser.CharacterDataHandler = text
+    parser.EndElementHandler = end
+    parser.Parse(body, True)
+    for name, value in values.items():
+        if not value.strip():
+            raise ValueError(f"it has no {name}")
+    return GoalState(*map(str.strip, values.values()))
+
+
+def build_health_report(goal_state: GoalState) -> bytes:
+    """Return the XML, in ASCII, that reports the VM of *goal_state* Ready."""
+    marked = (v.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for v in goal_state)
+    return HEALTH_REPORT.format(GoalState(*marked)).encode("ascii", "xmlcharrefreplace")
+
+
+def parse_compute_document(body: bytes) -> str:
+    """Return the computer name from IMDS's JSON, or where that is missing or blank the VM's.
+
+    Raises ValueError or RecursionError if *body* is not such JSON.
+    """
+    import json  # not needed before Ready
+
+    # No number matters here, and int() would take very long over a very long one.
+    document = json.loads(body, parse_int=float)
+    profile = document.get("osProfile") if isinstance(document, dict) else []
+    if not isinstance(profile, (dict, type(None))):
+        raise ValueError("it is no JSON object with an osProfile object")
+    for name in ((profile or {}).get("computerName"), document.get("name")):
+        if not isinstance(name, (str, type(None))):
+            raise ValueError("its name is not a string")
+        if name and name.strip():
+            return name
+    raise ValueError("it has no computerName and no name")
+
+
+def make_host_name(name: str) -> str:
+    """Return *name* as an RFC 1123 label: 1 to 63 ASCII letters, digits and inner hyphens.
+
+    Each run of other characters becomes a hyphen: hostnamectl would drop them, and so make one
+    name of web1_1 and web_11. Raises ValueError if nothing is left.
+    """
+    label = re.sub("[^A-Za-z0-9-]+", "-", name).strip("-")[:HOST_NAME_MAX].rstrip("-")
+    if not label:
+        raise ValueError(f"no host name can be made of {name!a}")
+    return label
+
+
+def retry_delay(status: int, retry_after: "Optional[str]") -> float:
+    """Return the seconds to the next attempt; only a Retry-After in whole seconds counts."""
+    if status not in RETRY_AFTER_STATUSES or not re.match(r"[0-9]+\Z", retry_after or ""):
+        return RETRY_SECONDS
+    return min(max(float(retry_after or 0), RETRY_SECONDS), RETRY_AFTER_MAX)
+
+
+def parse_endpoint(url: str) -> str:
+    """Return *url*, less a final slash, if it is http://HOST[:PORT]; otherwise raise ValueError."""
+    match = re.match(r"(http://(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?)/?\Z", url, re.A | re.I)
+    if not match or not 1 <= int(match.group(2) or 80) <= 65535:
+        raise ValueError(f"{url!a} is not http://HOST[:PORT]")
+    return match.group(1)
+
+
+def say(line: str, remark: str = "", error: bool = False) -> None:
+    """Print *line* and *remark* at once, unless *line* was printed less than a minute ago."""
+    now = time.monotonic()
+    if now - said.get(line, -REPEAT_SECONDS) < REPEAT_SECONDS:
+        return
+    said[line] = now
+    stream = sys.stderr if error else sys.stdout
+    try:
+        # What a peer sent must neither break the line nor steer a terminal.
+        print(re.sub("[^ -~]", "?", line[:LINE_MAX] + remark), file=stream, flush=True)
+    except OSError:
+        # Nobody reads (a closed pipe, a full disk): go on, and have no error in the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class StepFailed(Exception):
+    """A step failed, with HTTP *status* or 0; it may be tried again after *delay* seconds."""
+
+    def __init__(self, text: str, status: int = 0, delay: float = RETRY_SECONDS) -> None:
+        super().__init__(text)
+        self.status = status
+        self.delay = delay
+
+
+@contextlib.contextmanager
+def step(name: str) -> "Iterator[None]":
+    """Turn whatever goes wrong inside into a StepFailed that names the step and the reason."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, (StepFailed, OSError, ValueError)):
+            reason = f"{type(error).__name__}: {reason}"
+        if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
+            # Some images let only root reach WireServer (coreos/bugs issue 2468).
+            reason += " (you are not root: try again as root)"
+        status, delay = getattr(error, "status", 0), getattr(error, "delay", RETRY_SECONDS)
+        raise StepFailed(f"{name} failed: {reason}", status, delay) from error
+
+
+class BoundedSocket(socket.socket):
+    """A socket whose reads all end by *deadline*; a time-out alone starts anew with each byte."""
+
+    deadline = 0.0
+
+    def recv_into(self, *arguments: "object") -> int:
+        self.settimeout(seconds_left(self.deadline))
+        return super().recv_into(*arguments)  # type: ignore[arg-type]
+
+
+def seconds_left(deadline: float) -> float:
+    """Return the seconds until *deadline* on the monotonic clock, and never 0, "do not block"."""
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes = b"") -> Answer:
+    """GET *url*, or POST *report* to it; return the answer's status line and body.
+
+    Knows neither proxies nor redirects. Raises StepFailed for any status but 2xx, and OSError,
+    HTTPException or ValueError for an answer that is late, broken, cut short or too long.
+    """
+    deadline = min(deadline, time.monotonic() + STEP_SECONDS)
+    host, path = url[len("http://") :].split("/", 1)
+    connection = http.client.HTTPConnection(host, timeout=seconds_left(deadline))
+    with contextlib.closing(connection):
+        connection.connect()
+        connection.sock = BoundedSocket(fileno=connection.sock.detach())
+        connection.sock.deadline = deadline
+        connection.sock.settimeout(seconds_left(deadline))
+        connection.request("POST" if report else "GET", "/" + path, report or None, headers)
+        with connection.getresponse() as response:
+            status = f"{response.status} {response.reason}".strip()
+            if not 200 <= response.status < 300:
+                delay = retry_delay(response.status, response.getheader("Retry-After"))
+                raise StepFailed(f"the answer is {status}", response.status, delay)
+            if report:  # the status alone is the acceptance
+                return Answer(status, b"")
+            body = response.read(BODY_MAX + 1)
+            if len(body) > BODY_MAX:
+                raise ValueError(f"the answer is longer than {BODY_MAX} bytes")
+            if response.length:
+                raise ValueError(f"the answer is cut short: {response.length} bytes are missing")
+            return Answer(status, body)
+
+
+def set_host_name(name: str, deadline: float) -> None:
+    """Make *name* the kernel's host name and the stored one, on disk, or raise OSError."""
+    import subprocess  # not needed before Ready
+
+    command = ["hostnamectl", "--no-ask-password", "set-hostname", name]
+    limit = min(STEP_SECONDS, seconds_left(deadline))
+    null = subprocess.DEVNULL
+    try:
+        subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=limit, check=True)
+        verify_host_name(name)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(error).rstrip(".")
+        say(f"{reason}; setting the host name without hostnamectl", error=True)
+        write_etc_hostname(name)
+        socket.sethostname(name)
+        verify_host_name(name)
+
+
+def verify_host_name(name: str) -> None:
+    """Return if *name* is the kernel's host name and, on disk, the stored one; or raise OSError."""
+    with open(ETC_HOSTNAME, "rb") as file:
+        # The unit disables itself next: a power cut must not undo the name but not that.
+        os.fsync(file.fileno())
+        names = (socket.gethostname(), file.read(BODY_MAX).decode("utf-8", "replace").strip())
+    if names != (name, name):
+        raise OSError("the host name is {}, and {} is stored, not {}".format(*names, name))
+
+
+def write_etc_hostname(name: str) -> None:
+    """Replace /etc/hostname in one go: a power cut leaves the old name or the new one."""
+    temporary = (
+        ETC_HOSTNAME + ".azure-provisioning"
+    )  # always the same, so that kills do not litter /etc
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            file.write(name.encode() + b"\n")
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.rename(temporary, ETC_HOSTNAME)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def report_ready(options: Options, deadline: float) -> None:
+    """One attempt: fetch the goal state, for its current incarnation, and report Ready."""
+    say(f"Fetching the goal state from {options.wireserver}")
+    with step("Goal state"):
+        url = options.wireserver + GOAL_STATE_PATH
+        goal_state = parse_goal_state(exchange(url, WIRESERVER_HEADERS, deadline).body)
+    say("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
+    report = build_health_report(goal_state)
+    if options.dry_run:
+        for line in ["Would report Ready:", *report.decode().splitlines()]:
+            say(line)
+        return
+    say("Reporting Ready")
+    with step("Health report"):
+        answer = exchange(options.wireserver + HEALTH_PATH, HEALTH_HEADERS, deadline, report)
+    say(f"Ready accepted: {answer.status}")
+
+
+def set_name(options: Options, deadline: float) -> None:
+    """One attempt: ask IMDS for the name and set it."""
+    say(f"Fetching the name from {options.imds}")
+    raw_name = fetch_name(options.imds, deadline)
+    with step("Host name"):
+        name = make_host_name(raw_name)
+        if options.dry_run:
+            say(f"Would set the host name {name}")
+            return
+        set_host_name(name, deadline)
+    say(f"Host name {name} set")
+
+
+def fetch_name(imds: str, deadline: float) -> str:
+    """Return the computer name, or from a host too old for that the VM's name."""
+    try:
+        with step("Compute document"):
+            document = exchange(imds + COMPUTE_PATH, IMDS_HEADERS, deadline)
+            return parse_compute_document(document.body)
+    except StepFailed as error:
+        if error.status not in (400, 404):
+            raise
+        say(f"{error}; asking for the plain name")
+    with step("Plain name"):
+        plain_name = exchange(imds + PLAIN_NAME_PATH, IMDS_HEADERS, deadline)
+        return str(plain_name.body, "utf-8", "replace")
+
+
+def persist(attempt: "Callable[[Options, float], None]", options: Options, seconds: float) -> bool:
+    """Make *attempt* after *attempt* until one succeeds or the *seconds* are over; return which."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            # The last attempt has a second, too, to find that the trouble is over.
+            attempt(options, max(deadline, time.monotonic() + 1))
+            return True
+        except Exception as error:  # whatever it was, the next attempt may put it right
+            left = deadline - time.monotonic()
+            if left <= 0:
+                say(f"{error}; giving up", error=True)
+                return False
+            say(str(error), f"; trying again for {left:.0f} s", error=True)
+            wait = min(left, getattr(error, "delay", RETRY_SECONDS))
+        time.sleep(wait)
+
+
+def parse_arguments(arguments: "List[str]") -> Options:
+    """Return the options; for --help, --version and wrong usage print and exit instead."""
+    import getopt  # not needed in the unit
+
+    names = ["dry-run", "timeout=", "wireserver=", "imds=", "version", "help"]
+    try:
+        pairs, rest = getopt.getopt(arguments, "h", names)
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!a}")
+        given = dict(pairs)
+        if given.keys() & {"-h", "--help", "--version"}:
+            print(__version__ if "--version" in given else __doc__.strip())
+            sys.exit(EXIT_OK)
+        timeout = float(given["--timeout"]) if "--timeout" in given else None
+        if timeout is not None and not 0 < timeout <= TIMEOUT_MAX:
+            raise ValueError(f"--timeout takes more than 0 and at most {TIMEOUT_MAX} seconds")
+        wireserver = parse_endpoint(given.get("--wireserver", DEFAULTS.wireserver))
+        imds = parse_endpoint(given.get("--imds", DEFAULTS.imds))
+        return Options(wireserver, imds, timeout, "--dry-run" in given)
+    except (getopt.GetoptError, ValueError) as error:
+        say(f"azure_provisioning.py: {error} (try --help)", error=True)
+        sys.exit(EXIT_USAGE)
+
+
+def main() -> int:
+    """Do as the command line says; return the exit status."""
+    options = parse_arguments(sys.argv[1:]) if sys.argv[1:] else DEFAULTS
+    try:
+        ready = persist(report_ready, options, options.timeout or WIRESERVER_SECONDS)
+        named = ready and persist(set_name, options, options.timeout or IMDS_SECONDS)
+    except KeyboardInterrupt:
+        say("Interrupted", error=True)
+        return EXIT_INTERRUPTED
+    return EXIT_OK if named else EXIT_NOT_NAMED if ready else EXIT_NOT_READY
+
+
+if __name__ == "__main__":
+    sys.exit(main())
