@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Run the real script on a machine of its own, without root: python3 tests/sandbox.py DIR [OPTION]...
+
+DIR stands for the machine: DIR/etc/hostname is the stored host name, DIR/kernel the kernel's, and
+DIR/bin all of PATH, with a stand-in for hostnamectl. The script is imported and its main() called,
+with just those places replaced, and with a guard that ends it if it would connect anywhere but to
+loopback. Runs on every Python that the script runs on.
+"""
+
+import os
+import socket
+import sys
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = os.path.join(REPOSITORY, "azure_provisioning.py")
+
+# Does what hostnamectl does, on the files that stand for the machine, and keeps its arguments.
+HOSTNAMECTL = """\
+#!/bin/sh
+machine=${0%/bin/*}
+printf '%s\\n' "$*" >>"$machine/hostnamectl.log"
+for name; do :; done
+printf '%s\\n' "$name" >"$machine/etc/hostname"
+printf '%s' "$name" >"$machine/kernel"
+"""
+
+
+def create(directory: str, host_name: str = "localhost", hostnamectl: str = HOSTNAMECTL) -> None:
+    """Make *directory* a machine named *host_name*; with an empty *hostnamectl* there is none."""
+    os.makedirs(os.path.join(directory, "etc"))
+    os.makedirs(os.path.join(directory, "bin"))
+    write(os.path.join(directory, "etc", "hostname"), host_name + "\n")
+    write(os.path.join(directory, "kernel"), host_name)
+    if hostnamectl:
+        program = os.path.join(directory, "bin", "hostnamectl")
+        write(program, hostnamectl)
+        os.chmod(program, 0o755)
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def guard_network() -> None:
+    """End the process if it connects to anything but loopback."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: "tuple[str, int]") -> None:
+        if not (address[0].startswith("127.") or address[0] == "::1"):
+            sys.exit(f"sandbox: refused to connect to {address[0]}")
+        connect(self, address)
+
+    socket.socket.connect = guarded  # type: ignore[assignment, method-assign]
+
+
+def main() -> int:
+    directory = os.path.abspath(sys.argv.pop(1))
+    kernel = os.path.join(directory, "kernel")
+    sys.path.insert(0, REPOSITORY)
+    import azure_provisioning  # noqa: PLC0415 (not for those who only create a machine)
+
+    def sethostname(name: str) -> None:
+        write(kernel, name)
+
+    guard_network()
+    os.environ["PATH"] = os.path.join(directory, "bin")
+    azure_provisioning.ETC_HOSTNAME = os.path.join(directory, "etc", "hostname")
+    socket.gethostname = lambda: read(kernel)
+    socket.sethostname = sethostname
+    return azure_provisioning.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
