@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show a first boot: the real script against a simulated Azure host. Needs no root, changes nothing."""
+"""Show a first boot, the real script against a simulated Azure host; no root, no changes."""
 
 import os
 import subprocess

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the real script on a machine of its own, without root: python3 tests/sandbox.py DIR [OPTION]...
+"""Run the real script on its own machine, without root: python3 tests/sandbox.py DIR [OPTION]...
 
 DIR stands for the machine: DIR/etc/hostname is the stored host name, DIR/kernel the kernel's, and
 DIR/bin all of PATH, with a stand-in for hostnamectl. The script is imported and its main() called,
@@ -63,7 +63,7 @@ def main() -> int:
     directory = os.path.abspath(sys.argv.pop(1))
     kernel = os.path.join(directory, "kernel")
     sys.path.insert(0, REPOSITORY)
-    import azure_provisioning  # noqa: PLC0415 (not for those who only create a machine)
+    import azure_provisioning  # not for those who only create a machine
 
     def sethostname(name: str) -> None:
         write(kernel, name)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""WireServer and IMDS as one program, for tests and by hand: python3 tests/simulated_host.py --help.
+"""WireServer and IMDS as one program, for tests and by hand; see its --help.
 
 It answers as Azure has been seen to, and is strict where Azure is: about headers,
 api-versions, the structure of the health report and the three values in it. Each endpoint can be
@@ -14,10 +14,9 @@ import json
 import socket
 import socketserver
 import struct
-import sys
 import threading
 import time
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
@@ -35,7 +34,8 @@ HUGE = 64 << 20  # bytes
 
 GOAL_STATE = """\
 <?xml version="1.0" encoding="utf-8"?>
-<GoalState xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:noNamespaceSchemaLocation="goalstate10.xsd">
+<GoalState xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
+           xsi:noNamespaceSchemaLocation="goalstate10.xsd">
   <Version>2012-11-30</Version>
   <Incarnation>{incarnation}</Incarnation>
   <Machine>
@@ -87,7 +87,6 @@ class Answer(NamedTuple):
     headers: Tuple[Tuple[str, str], ...] = ()
 
 
-Connection = Any  # socket.socket, or the request handler's own idea of it
 Fault = Callable[["Handler"], None]
 
 
@@ -179,8 +178,10 @@ def make_fault(text: str) -> Fault:
 class ArmedFault:
     """A fault for an endpoint that lasts for some requests, until some time, or for ever."""
 
-    def __init__(self, fault: Fault, times: Optional[int], until: Optional[float]) -> None:
-        self.fault, self.times, self.until = fault, times, until
+    def __init__(
+        self, name: str, fault: Fault, times: Optional[int], until: Optional[float]
+    ) -> None:
+        self.name, self.fault, self.times, self.until = name, fault, times, until
 
     def take(self) -> bool:
         """Return whether it still applies; each call uses up one time."""
@@ -193,7 +194,7 @@ class ArmedFault:
 
 
 class SimulatedHost:
-    """An Azure host with one VM on it. Use it with "with", which starts and ends its two servers."""
+    """An Azure host with one VM on it; "with" starts and ends its two services."""
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class SimulatedHost:
         wireserver: Tuple[str, int] = ("127.0.0.1", 0),
         imds: Tuple[str, int] = ("127.0.0.1", 0),
         imds_versions: Tuple[str, ...] = IMDS_VERSIONS,
-        on_request: Callable[[Request], None] = lambda request: None,
+        on_request: Callable[[Request], None] = lambda _: None,
     ) -> None:
         self.vm = vm or Vm()
         self.incarnation = 1
@@ -231,7 +232,7 @@ class SimulatedHost:
 
     def url(self, service: str) -> str:
         address, port = self.servers[service].server_address[:2]
-        return f"http://{str(address)}:{port}"
+        return f"http://{address!s}:{port}"
 
     def refuse(self, service: str) -> None:
         """Refuse connections from now on; the port stays taken."""
@@ -244,28 +245,32 @@ class SimulatedHost:
     def listen_after(self, service: str, seconds: float) -> None:
         """Refuse connections for *seconds*."""
         self.refuse(service)
-        timer = threading.Timer(seconds, lambda: self.stopping.is_set() or self.listen(service))
-        timer.daemon = True
-        timer.start()
+
+        def return_to_service() -> None:
+            if not self.stopping.wait(seconds):
+                self.listen(service)
+
+        threading.Thread(target=return_to_service, daemon=True).start()
 
     def misbehave(
         self,
         endpoint: str,
-        fault: Fault,
+        fault: Union[str, Fault],
         times: Optional[int] = None,
         seconds: Optional[float] = None,
     ) -> None:
         """Answer *endpoint*, or all of a service, with *fault*; faults queue up."""
+        name, fault = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
         until = None if seconds is None else time.monotonic() + seconds
         for one in ENDPOINTS.get(endpoint, (endpoint,)):
-            self.faults[one].append(ArmedFault(fault, times, until))
+            self.faults[one].append(ArmedFault(name, fault, times, until))
 
-    def fault_for(self, endpoint: str) -> Optional[Fault]:
+    def fault_for(self, endpoint: str) -> Optional[ArmedFault]:
         with self.lock:
             queue = self.faults[endpoint]
             while queue:
                 if queue[0].take():
-                    return queue[0].fault
+                    return queue[0]
                 queue.pop(0)
         return None
 
@@ -337,12 +342,23 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def __init__(self, host: SimulatedHost, service: str, address: Tuple[str, int]) -> None:
         self.host, self.service = host, service
         super().__init__(address, Handler, bind_and_activate=False)
-        self.server_bind()
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
         self.thread: Optional[threading.Thread] = None
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: it would look the address up in DNS.
-        socketserver.TCPServer.server_bind(self)
+        # Of two sockets bound to the same port, the one that asked for it by its number keeps it
+        # while it does not listen. (HTTPServer's own server_bind would ask DNS for a name.)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        with self.socket:
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.bind(self.server_address)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def handle_error(self, *_: object) -> None:
@@ -379,16 +395,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.close_connection = True
         self.outcome = "?"
-        fault = self.host.fault_for(self.endpoint())
-        if fault is None:
+        armed = self.host.fault_for(self.endpoint())
+        if armed is None:
             self.send(self.answer())
             return
-        self.outcome = next((name for name, known in FAULTS.items() if known is fault), "fault")
+        self.outcome = armed.name
         self.record()
         with contextlib.suppress(OSError):
-            fault(self)
+            armed.fault(self)
 
-    do_GET = do_POST = do_PUT = do_HEAD = handle_request  # noqa: N815
+    do_GET = do_POST = do_PUT = do_HEAD = handle_request
 
     def endpoint(self) -> str:
         url = urlsplit(self.path)
@@ -505,7 +521,7 @@ def arm(host: SimulatedHost, text: str) -> None:
     if endpoint not in known:
         raise ValueError(f"{endpoint!r} is none of {', '.join(known)}")
     if kind != "refused":
-        host.misbehave(endpoint, make_fault(kind), times, seconds)
+        host.misbehave(endpoint, kind, times, seconds)
     elif endpoint not in ENDPOINTS:
         raise ValueError("only a service, wireserver or imds, can be refused")
     elif seconds is None:
@@ -516,7 +532,7 @@ def arm(host: SimulatedHost, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="A simulated Azure host: WireServer and IMDS, on loopback unless told otherwise.",
+        description="A simulated Azure host: WireServer and IMDS, on loopback by default.",
         epilog=(
             "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds). "
             "ENDPOINT is goalstate, health, compute, name, or all of wireserver or imds. KIND is a "
@@ -547,4 +563,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,134 @@
+"""What the tests share: isolation, a simulated host, a machine, the script as a process."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Iterator, List, NamedTuple, Optional
+
+import interpreters
+import pytest
+import sandbox
+from namespace import isolate
+from simulated_host import SimulatedHost, Vm
+
+# Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
+# on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
+# Where the kernel refuses, sandbox.py's guard remains, and tests that need more are skipped.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["NOT_ISOLATED"] = isolate()
+NOT_ISOLATED = os.environ["NOT_ISOLATED"]
+
+PYTHONS = interpreters.find()
+SLACK = 1.5  # seconds that a start of Python and a busy machine may add
+
+
+def pytest_report_header() -> List[str]:
+    isolation = NOT_ISOLATED or "loopback only, in a network namespace of our own"
+    return [f"network: {isolation}", f"script runs on: CPython {', '.join(PYTHONS)}"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "python" in metafunc.fixturenames:
+        metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys())
+
+
+def require(condition: object, what: str) -> None:
+    """Skip the test with a reason; where CI runs, which installs everything, fail instead."""
+    if not condition:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+@pytest.fixture
+def isolated() -> None:
+    require(not NOT_ISOLATED, NOT_ISOLATED)
+
+
+@pytest.fixture
+def vm() -> Vm:
+    """The VM on the simulated host; a test that wants another one overrides this."""
+    return Vm(name="web_11", computer_name="web000011")
+
+
+@pytest.fixture
+def host(vm: Vm) -> Iterator[SimulatedHost]:
+    with SimulatedHost(vm) as host:
+        yield host
+
+
+class Machine:
+    """The directory that stands for the machine; see sandbox.py."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.etc = directory / "etc"
+        sandbox.create(str(directory), "old-name")
+
+    def install_hostnamectl(self, script: str) -> None:
+        """Replace the stand-in; an empty *script* removes it."""
+        program = self.directory / "bin" / "hostnamectl"
+        program.unlink()
+        if script:
+            program.write_text(script)
+            program.chmod(0o755)
+
+    @property
+    def names(self) -> List[str]:
+        """The kernel's host name and the stored one."""
+        return [
+            (self.directory / "kernel").read_text(),
+            (self.etc / "hostname").read_text().strip(),
+        ]
+
+    @property
+    def hostnamectl_calls(self) -> List[str]:
+        log = self.directory / "hostnamectl.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "machine")
+
+
+class Result(NamedTuple):
+    status: int
+    out: List[str]
+    err: List[str]
+    seconds: float
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def command(host: SimulatedHost, machine: Machine) -> List[str]:
+    """The script on *machine*, against *host*; flags as in the unit."""
+    urls = [f"--{service}={host.url(service)}" for service in ("wireserver", "imds")]
+    flags = ["-I", "-S", "-W", "error"]
+    return [sys.executable, *flags, sandbox.__file__, str(machine.directory), *urls]
+
+
+@pytest.fixture
+def run(command: List[str]) -> Run:
+    """Run the script to its end; no run ever prints a traceback."""
+
+    def run(
+        *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
+    ) -> Result:
+        start = time.monotonic()
+        done = subprocess.run(
+            [python, *command[1:], *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        seconds = time.monotonic() - start
+        return Result(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
+
+    return run

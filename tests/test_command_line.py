@@ -1,0 +1,98 @@
+"""The command line: what it takes, what it refuses, what it says; no network in any of these."""
+
+import runpy
+import subprocess
+import sys
+from typing import Tuple
+
+import pytest
+import sandbox
+
+import azure_provisioning as script
+
+
+def call(*arguments: str, python: str = sys.executable) -> Tuple[int, str, str]:
+    done = subprocess.run(
+        [python, "-I", "-S", sandbox.SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+WRONG = [
+    ["--timeout", "0"],
+    ["--timeout", "-1"],
+    ["--timeout", "nan"],
+    ["--timeout", "inf"],
+    ["--timeout", "86401"],
+    ["--timeout", "soon"],
+    ["--timeout", "1\n2"],
+    ["--timeout", "caf\u00e9"],
+    ["--timeout"],
+    ["--wireserver", "https://h"],
+    ["--wireserver", ""],
+    ["--imds", "http://h/p"],
+    ["--imds", "h\nh"],
+    ["--no-such-option"],
+    ["--dry-run=yes"],
+    ["-x"],
+    ["argument"],
+    ["--dry-run", "argument\n\x1b"],
+    ["--help", "argument"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=ascii)
+def test_wrong_usage_gets_one_line_and_status_2(arguments: list[str]) -> None:
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("azure_provisioning.py: ")
+    assert line.endswith(" (try --help)")
+    assert line.isascii()
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) -> None:
+    status, out, err = call(option)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) <= 23
+    assert max(map(len, lines)) <= 79
+    for text in ["--dry-run", "--timeout", "--wireserver", "--imds", "--version", "--help"]:
+        assert f"  {text}" in out
+    for number in (0, 1, 2, 3, 130):
+        assert f"\n  {number} " in out
+    for url in (script.DEFAULTS.wireserver, script.DEFAULTS.imds):
+        assert url in out
+
+
+def test_the_version_is_printed(python: str) -> None:
+    assert call("--version", python=python) == (0, script.__version__ + "\n", "")
+
+
+def test_importing_it_does_nothing() -> None:
+    names = runpy.run_path(sandbox.SCRIPT, run_name="imported")
+    assert callable(names["main"])
+
+
+def test_the_default_endpoints_are_those_of_the_platform() -> None:
+    assert script.DEFAULTS == ("http://168.63.129.16", "http://169.254.169.254", None, False)
+    assert (script.WIRESERVER_SECONDS, script.IMDS_SECONDS) == (1200, 300)
+
+
+def test_what_is_not_needed_before_ready_is_not_imported() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import azure_provisioning;"
+        "late = {'typing', 'json', 'subprocess', 'argparse', 'logging', 'getopt'};"
+        "print(*late & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, sandbox.REPOSITORY],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "\n"

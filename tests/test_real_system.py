@@ -1,0 +1,159 @@
+"""The script as it is, with the platform's own addresses and the kernel's own host name.
+
+In namespaces only: network and host name are this process's own (see namespace.py), /etc is each
+run's own. PATH has no hostnamectl: a real one would reach the machine's systemd through D-Bus.
+"""
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from typing import Iterator, List, Tuple
+
+import pytest
+import sandbox
+from conftest import require
+from namespace import PLATFORM_ADDRESSES, set_address
+from simulated_host import SimulatedHost, Vm
+
+pytestmark = pytest.mark.usefixtures("isolated")
+
+MACHINE = """\
+mount -t tmpfs tmpfs /etc
+hostname old-name
+echo old-name >/etc/hostname
+{prepare}
+status=0
+PATH=/nowhere "$@" || status=$?
+echo "kernel: $(hostname)"
+echo "stored: $(cat /etc/hostname)"
+echo "files: $(ls -A /etc | xargs)"
+exit $status
+"""
+
+
+@pytest.fixture
+def vm() -> Vm:
+    return Vm(name="web_11", computer_name="web000011")
+
+
+@pytest.fixture
+def host(vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHost]:
+    wireserver, imds = ((address, 80) for address in PLATFORM_ADDRESSES)
+    with open(tmp_path_factory.getbasetemp().parent / "platform-addresses.lock", "w") as lock:
+        # One test after the other, in all workers: each address has only one port 80.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with SimulatedHost(vm, wireserver, imds) as host:
+            yield host
+
+
+def boot(*options: str, prepare: str = "", python: str = sys.executable) -> Tuple[int, List[str]]:
+    """Run the script on a machine of its own; return its status, and its output and the names."""
+    for program in ("unshare", "hostname", "mount"):
+        require(shutil.which(program), f"{program} is not installed")
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "--uts",
+            "sh",
+            "-ec",
+            MACHINE.format(prepare=prepare),
+            "sh",
+            python,
+            "-I",
+            "-S",
+            sandbox.SCRIPT,
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_without_any_option_it_does_the_whole_job(host: SimulatedHost, python: str) -> None:
+    status, lines = boot(python=python)
+    assert status == 0
+    assert lines[0] == "Fetching the goal state from http://168.63.129.16"
+    assert lines[-3:] == ["kernel: web000011", "stored: web000011", "files: hostname"]
+    assert len(host.accepted) == 1
+
+
+def test_a_network_that_comes_late_is_only_a_delay(host: SimulatedHost) -> None:
+    set_address(0, "0.0.0.0")
+    timer = threading.Timer(2.5, set_address, (0, PLATFORM_ADDRESSES[0]))
+    timer.start()
+    status, lines = boot()
+    timer.join()
+    assert status == 0
+    assert "Goal state failed: [Errno 101] Network is unreachable; trying again for 1200 s" in lines
+    assert lines[-3:-1] == ["kernel: web000011", "stored: web000011"]
+    assert len(host.accepted) == 1
+
+
+def test_a_read_only_etc_leaves_the_name_as_it_was(host: SimulatedHost) -> None:
+    status, lines = boot("--timeout=1", prepare="mount -o remount,ro /etc")
+    assert status == 3
+    assert lines[-3:] == ["kernel: old-name", "stored: old-name", "files: hostname"]
+    assert any("Read-only file system" in line for line in lines)
+    assert len(host.accepted) == 1
+
+
+def test_a_full_disk_leaves_the_name_as_it_was(host: SimulatedHost) -> None:
+    fill = "mount -o remount,size=8k /etc; head -c 8k /dev/zero >/etc/full 2>/dev/null || true"
+    status, lines = boot("--timeout=1", prepare=fill)
+    assert status == 3
+    assert lines[-3:] == ["kernel: old-name", "stored: old-name", "files: full hostname"]
+    assert any("No space left on device" in line for line in lines)
+
+
+def test_without_the_right_to_set_the_name_there_is_a_hint(host: SimulatedHost) -> None:
+    require(os.geteuid() == 0 and shutil.which("setpriv"), "needs root and setpriv")
+    python = [sys.executable, "-I", "-S", sandbox.SCRIPT, "--timeout=1"]
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-ec",
+            "mount -t tmpfs -o mode=755 tmpfs /etc; PATH=/nowhere exec $0 $@",
+            "/usr/bin/setpriv",
+            "--reuid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+            *python,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Permission denied" in done.stderr
+    assert "(you are not root: try again as root)" in done.stderr
+
+
+def test_a_connection_that_times_out_gets_a_hint(host: SimulatedHost) -> None:
+    require(os.geteuid() == 0 and shutil.which("setpriv"), "needs root and setpriv")
+    host.misbehave("goalstate", "silent")
+    script = [sys.executable, "-I", "-S", sandbox.SCRIPT, "--timeout=1", "--dry-run"]
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+    for prefix, hinted in ((nobody, True), ([], False)):
+        done = subprocess.run([*prefix, *script], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert ("timed out (you are not root: try again as root)" in done.stderr) == hinted
+
+
+def test_no_packet_can_leave() -> None:
+    names = [name for _, name in socket.if_nameindex()]
+    assert names == ["lo"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, pytest.raises(
+        OSError, match="unreachable"
+    ):
+        probe.connect(("192.0.2.1", 80))

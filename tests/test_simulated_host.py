@@ -1,0 +1,145 @@
+"""The simulated host is as strict as the real one; otherwise the other tests prove nothing."""
+
+import http.client
+import json
+import subprocess
+import sys
+from typing import Dict, Optional, Tuple
+
+import pytest
+from conftest import Machine
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+
+GOAL_STATE = "/machine?comp=goalstate"
+HEALTH = "/machine?comp=health"
+COMPUTE = "/metadata/instance/compute?api-version=2021-02-01&format=json"
+NAME = "/metadata/instance/compute/name?api-version=2019-06-01&format=text"
+WIRE = {"x-ms-version": "2012-11-30"}
+POST = {**WIRE, "x-ms-agent-name": "test", "Content-Type": "text/xml;charset=utf-8"}
+METADATA = {"Metadata": "true"}
+REPORT = """<Health><GoalStateIncarnation>1</GoalStateIncarnation><Container>\
+<ContainerId>{container_id}</ContainerId><RoleInstanceList><Role>\
+<InstanceId>{instance_id}</InstanceId><Health><State>Ready</State></Health>\
+</Role></RoleInstanceList></Container></Health>"""
+
+
+@pytest.fixture
+def vm() -> Vm:
+    return Vm()
+
+
+def ask(
+    host: SimulatedHost,
+    service: str,
+    target: str,
+    headers: Optional[Dict[str, str]] = None,
+    body: Optional[str] = None,
+    method: str = "",
+) -> Tuple[int, str]:
+    connection = http.client.HTTPConnection(host.url(service)[len("http://") :], timeout=5)
+    connection.request(method or ("POST" if body else "GET"), target, body, headers or {})
+    response = connection.getresponse()
+    answer = response.status, response.read().decode("utf-8-sig")
+    connection.close()
+    return answer
+
+
+@pytest.mark.parametrize("target", [GOAL_STATE, "/machine/?comp=goalstate"])
+def test_the_goal_state_needs_a_version(host: SimulatedHost, target: str) -> None:
+    assert ask(host, "wireserver", target, WIRE)[0] == 200
+    assert ask(host, "wireserver", target, {"x-ms-version": "2015-04-05"})[0] == 200
+    assert ask(host, "wireserver", target)[0] == 400
+    assert ask(host, "wireserver", target, {"x-ms-version": "2000-01-01"})[0] == 400
+
+
+def test_versions_are_listed(host: SimulatedHost) -> None:
+    assert "2012-11-30" in ask(host, "wireserver", "/?comp=versions")[1]
+
+
+def test_other_requests_get_404(host: SimulatedHost) -> None:
+    assert ask(host, "wireserver", "/other", WIRE)[0] == 404
+    assert ask(host, "wireserver", HEALTH, WIRE)[0] == 404
+    assert ask(host, "imds", COMPUTE.replace("compute", "network"), METADATA)[0] == 404
+
+
+def test_a_request_for_a_proxy_is_refused(host: SimulatedHost) -> None:
+    assert ask(host, "wireserver", "http://168.63.129.16" + GOAL_STATE, WIRE)[0] == 400
+
+
+@pytest.mark.parametrize("header", POST)
+def test_a_report_needs_every_header(host: SimulatedHost, vm: Vm, header: str) -> None:
+    report = REPORT.format(**vm._asdict())
+    headers = {name: value for name, value in POST.items() if name != header}
+    assert ask(host, "wireserver", HEALTH, headers, report)[0] == 400
+    assert host.accepted == []
+    assert ask(host, "wireserver", HEALTH, POST, report)[0] == 200
+    assert host.accepted == [report.encode()]
+
+
+@pytest.mark.parametrize(
+    "old, new, status",
+    [
+        (">1<", ">2<", 410),
+        ("{container_id}", "other", 400),
+        ("{instance_id}", "other", 400),
+        ("Ready", "NotReady", 400),
+        ("</Health>", "", 400),
+        ("<Role>", "<Role><Extra/>", 400),
+        ("Role>", "RoleInstance>", 400),
+        ("<ContainerId>{container_id}</ContainerId>", "", 400),
+    ],
+)
+def test_a_report_that_is_not_right_is_refused(
+    host: SimulatedHost, vm: Vm, old: str, new: str, status: int
+) -> None:
+    report = REPORT.replace(old, new).format(**vm._asdict())
+    assert ask(host, "wireserver", HEALTH, POST, report)[0] == status
+    assert host.accepted == []
+
+
+def test_imds_needs_its_header_and_a_version(host: SimulatedHost) -> None:
+    assert ask(host, "imds", COMPUTE, METADATA)[0] == 200
+    assert ask(host, "imds", COMPUTE)[0] == 400
+    assert ask(host, "imds", COMPUTE, {**METADATA, "X-Forwarded-For": "x"})[0] == 400
+    assert ask(host, "imds", COMPUTE.replace("2021-02-01", "2999-01-01"), METADATA)[0] == 400
+
+
+def test_imds_throttles(host: SimulatedHost) -> None:
+    statuses = [ask(host, "imds", NAME, METADATA)[0] for _ in range(6)]
+    assert statuses == [200] * 5 + [429]
+
+
+def test_imds_has_the_name_as_text_and_in_the_document(host: SimulatedHost) -> None:
+    assert ask(host, "imds", NAME, METADATA) == (200, "myvm")
+    document = json.loads(ask(host, "imds", COMPUTE, METADATA)[1])
+    assert (document["name"], document["osProfile"]["computerName"]) == ("myvm", "myvm")
+
+
+def test_an_old_imds_knows_no_new_version(host: SimulatedHost) -> None:
+    host.imds_versions = OLD_IMDS_VERSIONS
+    assert ask(host, "imds", COMPUTE, METADATA)[0] == 400
+    assert ask(host, "imds", NAME, METADATA)[0] == 200
+
+
+def test_it_can_be_used_by_hand(machine: Machine) -> None:
+    command = [sys.executable, "tests/simulated_host.py", "--computer-name=byhand"]
+    command += ["--fault=goalstate:503:1x", "--fault=imds:refused:1s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        urls = [process.stdout.readline().split()[-1] for _ in range(2)]
+        options = [f"--{name}={url}" for name, url in zip(("wireserver", "imds"), urls)]
+        script = [sys.executable, "tests/sandbox.py", str(machine.directory), *options]
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        process.terminate()
+        lines = process.stdout.read().splitlines()
+    assert done.returncode == 0
+    assert machine.names == ["byhand", "byhand"]
+    assert [line.split()[-1] for line in lines if " -> " in line] == ["503", "200", "200", "200"]
+
+
+@pytest.mark.parametrize("fault", ["goalstate:nonsense", "nowhere:503", "health:refused", "x"])
+def test_a_fault_that_it_does_not_know_is_refused(fault: str) -> None:
+    command = [sys.executable, "tests/simulated_host.py", "--fault", fault]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    assert done.returncode == 2
+    assert "--fault" in done.stderr
