@@ -9,8 +9,7 @@ until a deadline: 20 minutes for WireServer, 5 for IMDS. Needs root.
   --timeout SECONDS  replace both deadlines (more than 0, at most 86400)
   --wireserver URL   instead of http://168.63.129.16; http://HOST[:PORT]
   --imds URL         instead of http://169.254.169.254; http://HOST[:PORT]
-  --version          print the version
-  --help             print this
+  --version, --help  print the version, print this
 
 Exit status:
   0    Ready was accepted and the host name is set (--dry-run: both are known)
@@ -23,6 +22,7 @@ Exit status:
 import collections
 import contextlib
 import http.client
+import io
 import os
 import re
 import socket
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-WIRESERVER_SECONDS = 20 * 60  # as cloud-init and azure-init; the platform waits about 40 minutes
+WIRESERVER_SECONDS, IMDS_SECONDS = 1200, 300  # as cloud-init's; the platform waits 40 minutes
 WIRESERVER_HEADERS = {"x-ms-version": "2012-11-30", "x-ms-agent-name": "azure-provisioning"}
 HEALTH_HEADERS = dict(WIRESERVER_HEADERS, **{"Content-Type": "text/xml;charset=utf-8"})
 GOAL_STATE_PATH = "/machine?comp=goalstate"
@@ -52,25 +52,22 @@ HEALTH_REPORT = """\
   </Container>
 </Health>
 """
-IMDS_SECONDS = 5 * 60  # as cloud-init and azure-init
 IMDS_HEADERS = {"Metadata": "true"}
 COMPUTE_PATH = "/metadata/instance/compute?api-version=2021-02-01&format=json"
 PLAIN_NAME_PATH = "/metadata/instance/compute/name?api-version=2019-06-01&format=text"
 ETC_HOSTNAME = "/etc/hostname"
-HOST_NAME_MAX = 63  # bytes in one DNS label (RFC 1123); the kernel would take 64
-RETRY_SECONDS = 1
-RETRY_AFTER_STATUSES = (429, 503)  # throttled and down for maintenance: they know for how long
-RETRY_AFTER_MAX = 60  # seconds
+RETRY_SECONDS, RETRY_AFTER_MAX = 1, 60
 STEP_SECONDS = 30  # one request and its whole answer, or one run of hostnamectl
-BODY_MAX = 1 << 20  # bytes; real answers have a few thousand
+CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each attempt sends new ones
+BODY_MAX, FRAME_MAX = 1 << 20, 1 << 16  # bytes of a body, and of what HTTP wraps it in
+DEPTH_MAX, VALUE_MAX = 50, 1000  # nested elements, characters; a goal state has 6 and 45
 TIMEOUT_MAX = 86400  # seconds, for --timeout
-REPEAT_SECONDS = 60  # a line that was printed is not printed again for so long
+REPEAT_SECONDS, LINES_MAX = 60, 20  # in that time no line is printed twice, nor more of trouble
 LINE_MAX = 400  # characters
 EXIT_OK, EXIT_NOT_READY, EXIT_USAGE, EXIT_NOT_NAMED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
 Options = collections.namedtuple("Options", ["wireserver", "imds", "timeout", "dry_run"])
-Answer = collections.namedtuple("Answer", ["status", "body"])
 DEFAULTS = Options("http://168.63.129.16", "http://169.254.169.254", None, False)
 said = {}  # type: Dict[str, float]  # each line that was printed, and when on the monotonic clock
 
@@ -78,9 +75,11 @@ said = {}  # type: Dict[str, float]  # each line that was printed, and when on t
 def parse_goal_state(body: bytes) -> GoalState:
     """Return the three values that a health report repeats, stripped, from a goal state's XML.
 
-    Of repeated elements the first counts. Raises expat.ExpatError or ValueError if *body* is not
-    XML, has a document type declaration (which could declare entities) or lacks a value.
+    Of repeated elements the first counts. Raises expat.ExpatError or ValueError for what is not
+    such XML, or has a document type declaration, which could declare entities.
     """
+    if b"<!DOCTYPE" in body.replace(b"\0", b""):  # in UTF-16, too
+        raise ValueError("it has a document type declaration")
     values = {"Incarnation": "", "ContainerId": "", "InstanceId": ""}
     fields = [
         ["GoalState", "Incarnation"],
@@ -89,25 +88,28 @@ def parse_goal_state(body: bytes) -> GoalState:
     ]
     path = []  # type: List[str]
 
+    def start(name: str, _: object) -> None:
+        path.append(name.rpartition(":")[2])
+        if len(path) > DEPTH_MAX:
+            raise ValueError("its elements are nested too deeply")
+
     def text(data: str) -> None:
         if path in fields:
             values[path[-1]] += data
+            if len(values[path[-1]]) > VALUE_MAX:
+                raise ValueError(f"its {path[-1]} is too long")
 
     def end(_: str) -> None:
         # What has ended takes no more text, so the values of two containers never mix.
         fields[:] = [field for field in fields if field[: len(path)] != path]
         path.pop()
 
-    def doctype(*_: object) -> None:
-        raise ValueError("it has a document type declaration")
-
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = doctype
-    parser.StartElementHandler = lambda name, _: path.append(name.rpartition(":")[2])
+    parser.StartElementHandler = start
     parser.CharacterDataHandler = text
     parser.EndElementHandler = end
-    parser.Parse(body, True)
+    parser.ParseFile(io.BytesIO(body))  # by pieces: unlike Parse() it stops where a handler raises
     for name, value in values.items():
         if not value.strip():
             raise ValueError(f"it has no {name}")
@@ -121,10 +123,7 @@ def build_health_report(goal_state: GoalState) -> bytes:
 
 
 def parse_compute_document(body: bytes) -> str:
-    """Return the computer name from IMDS's JSON, or where that is missing or blank the VM's.
-
-    Raises ValueError or RecursionError if *body* is not such JSON.
-    """
+    """Return the computer name, else the VM's, from IMDS's JSON, or raise ValueError."""
     import json  # not needed before Ready
 
     # No number matters here, and int() would take very long over a very long one.
@@ -146,7 +145,7 @@ def make_host_name(name: str) -> str:
     Each run of other characters becomes a hyphen: hostnamectl would drop them, and so make one
     name of web1_1 and web_11. Raises ValueError if nothing is left.
     """
-    label = re.sub("[^A-Za-z0-9-]+", "-", name).strip("-")[:HOST_NAME_MAX].rstrip("-")
+    label = re.sub("[^A-Za-z0-9-]+", "-", name).strip("-")[:63].rstrip("-")
     if not label:
         raise ValueError(f"no host name can be made of {name!a}")
     return label
@@ -154,7 +153,7 @@ def make_host_name(name: str) -> str:
 
 def retry_delay(status: int, retry_after: "Optional[str]") -> float:
     """Return the seconds to the next attempt; only a Retry-After in whole seconds counts."""
-    if status not in RETRY_AFTER_STATUSES or not re.match(r"[0-9]+\Z", retry_after or ""):
+    if status not in (429, 503) or not re.match(r"[0-9]+\Z", retry_after or ""):
         return RETRY_SECONDS
     return min(max(float(retry_after or 0), RETRY_SECONDS), RETRY_AFTER_MAX)
 
@@ -168,15 +167,17 @@ def parse_endpoint(url: str) -> str:
 
 
 def say(line: str, remark: str = "", error: bool = False) -> None:
-    """Print *line* and *remark* at once, unless *line* was printed less than a minute ago."""
-    now = time.monotonic()
-    if now - said.get(line, -REPEAT_SECONDS) < REPEAT_SECONDS:
+    """Print *line* at once, but not twice a minute; with a *remark*, as trouble has, not many."""
+    line, now = line[:LINE_MAX], time.monotonic()
+    for old in [old for old in said if now - said[old] >= REPEAT_SECONDS]:
+        del said[old]
+    stream = sys.stderr if error else sys.stdout
+    if stream is None or (line and line in said) or (remark and len(said) >= LINES_MAX):
         return
     said[line] = now
-    stream = sys.stderr if error else sys.stdout
     try:
         # What a peer sent must neither break the line nor steer a terminal.
-        print(re.sub("[^ -~]", "?", line[:LINE_MAX] + remark), file=stream, flush=True)
+        print(re.sub("[^ -~]", "?", line + remark), file=stream, flush=True)
     except OSError:
         # Nobody reads (a closed pipe, a full disk): go on, and have no error in the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -187,8 +188,7 @@ class StepFailed(Exception):
 
     def __init__(self, text: str, status: int = 0, delay: float = RETRY_SECONDS) -> None:
         super().__init__(text)
-        self.status = status
-        self.delay = delay
+        self.status, self.delay = status, delay
 
 
 @contextlib.contextmanager
@@ -197,9 +197,8 @@ def step(name: str) -> "Iterator[None]":
     try:
         yield
     except Exception as error:
-        reason = str(error)
-        if not isinstance(error, (StepFailed, OSError, ValueError)):
-            reason = f"{type(error).__name__}: {reason}"
+        plain = isinstance(error, (StepFailed, OSError, ValueError))
+        reason = str(error) if plain else f"{type(error).__name__}: {error}"
         if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
             # Some images let only root reach WireServer (coreos/bugs issue 2468).
             reason += " (you are not root: try again as root)"
@@ -208,30 +207,37 @@ def step(name: str) -> "Iterator[None]":
 
 
 class BoundedSocket(socket.socket):
-    """A socket whose reads all end by *deadline*; a time-out alone starts anew with each byte."""
+    """A socket that reads for one answer, until *deadline* and no more bytes than *budget*."""
 
-    deadline = 0.0
+    deadline, budget = 0.0, BODY_MAX + FRAME_MAX
 
     def recv_into(self, *arguments: "object") -> int:
-        self.settimeout(seconds_left(self.deadline))
-        return super().recv_into(*arguments)  # type: ignore[arg-type]
+        self.settimeout(seconds_left(self.deadline))  # it would start anew with each byte
+        received = super().recv_into(*arguments)  # type: ignore[arg-type]
+        self.budget -= received
+        if self.budget < 0:
+            raise ValueError("the answer is longer than 1 MiB")
+        return received
 
 
 def seconds_left(deadline: float) -> float:
-    """Return the seconds until *deadline* on the monotonic clock, and never 0, "do not block"."""
-    return max(deadline - time.monotonic(), 0.001)
+    """Return the seconds until *deadline* on the monotonic clock, or raise socket.timeout."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise socket.timeout("timed out")
+    return left
 
 
-def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes = b"") -> Answer:
-    """GET *url*, or POST *report* to it; return the answer's status line and body.
+def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes = b"") -> bytes:
+    """GET *url* and return the body; or POST *report* to it and return the status: "200 OK".
 
     Knows neither proxies nor redirects. Raises StepFailed for any status but 2xx, and OSError,
     HTTPException or ValueError for an answer that is late, broken, cut short or too long.
     """
     deadline = min(deadline, time.monotonic() + STEP_SECONDS)
     host, path = url[len("http://") :].split("/", 1)
-    connection = http.client.HTTPConnection(host, timeout=seconds_left(deadline))
-    with contextlib.closing(connection):
+    limit = min(CONNECT_SECONDS, seconds_left(deadline))
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=limit)) as connection:
         connection.connect()
         connection.sock = BoundedSocket(fileno=connection.sock.detach())
         connection.sock.deadline = deadline
@@ -243,13 +249,13 @@ def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes
                 delay = retry_delay(response.status, response.getheader("Retry-After"))
                 raise StepFailed(f"the answer is {status}", response.status, delay)
             if report:  # the status alone is the acceptance
-                return Answer(status, b"")
+                return status.encode()
             body = response.read(BODY_MAX + 1)
             if len(body) > BODY_MAX:
-                raise ValueError(f"the answer is longer than {BODY_MAX} bytes")
+                raise ValueError("the answer is longer than 1 MiB")
             if response.length:
-                raise ValueError(f"the answer is cut short: {response.length} bytes are missing")
-            return Answer(status, body)
+                raise ValueError("the answer is cut short")
+            return body
 
 
 def set_host_name(name: str, deadline: float) -> None:
@@ -263,8 +269,7 @@ def set_host_name(name: str, deadline: float) -> None:
         subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=limit, check=True)
         verify_host_name(name)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = str(error).rstrip(".")
-        say(f"{reason}; setting the host name without hostnamectl", error=True)
+        say(f"{str(error).rstrip('.')}; setting the host name without hostnamectl", error=True)
         write_etc_hostname(name)
         socket.sethostname(name)
         verify_host_name(name)
@@ -273,8 +278,7 @@ def set_host_name(name: str, deadline: float) -> None:
 def verify_host_name(name: str) -> None:
     """Return if *name* is the kernel's host name and, on disk, the stored one; or raise OSError."""
     with open(ETC_HOSTNAME, "rb") as file:
-        # The unit disables itself next: a power cut must not undo the name but not that.
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # else a power cut may undo the name, but not the disabled unit
         names = (socket.gethostname(), file.read(BODY_MAX).decode("utf-8", "replace").strip())
     if names != (name, name):
         raise OSError("the host name is {}, and {} is stored, not {}".format(*names, name))
@@ -282,19 +286,16 @@ def verify_host_name(name: str) -> None:
 
 def write_etc_hostname(name: str) -> None:
     """Replace /etc/hostname in one go: a power cut leaves the old name or the new one."""
-    temporary = (
-        ETC_HOSTNAME + ".azure-provisioning"
-    )  # always the same, so that kills do not litter /etc
+    temporary = ETC_HOSTNAME + ".azure-provisioning"  # always the same: kills leave one at most
     try:
         with open(temporary, "wb", buffering=0) as file:
             file.write(name.encode() + b"\n")
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.rename(temporary, ETC_HOSTNAME)
-    except OSError:
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+            os.unlink(temporary)  # is there only if that failed
 
 
 def report_ready(options: Options, deadline: float) -> None:
@@ -302,7 +303,7 @@ def report_ready(options: Options, deadline: float) -> None:
     say(f"Fetching the goal state from {options.wireserver}")
     with step("Goal state"):
         url = options.wireserver + GOAL_STATE_PATH
-        goal_state = parse_goal_state(exchange(url, WIRESERVER_HEADERS, deadline).body)
+        goal_state = parse_goal_state(exchange(url, WIRESERVER_HEADERS, deadline))
     say("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
     report = build_health_report(goal_state)
     if options.dry_run:
@@ -311,8 +312,8 @@ def report_ready(options: Options, deadline: float) -> None:
         return
     say("Reporting Ready")
     with step("Health report"):
-        answer = exchange(options.wireserver + HEALTH_PATH, HEALTH_HEADERS, deadline, report)
-    say(f"Ready accepted: {answer.status}")
+        status = exchange(options.wireserver + HEALTH_PATH, HEALTH_HEADERS, deadline, report)
+    say(f"Ready accepted: {status.decode()}")
 
 
 def set_name(options: Options, deadline: float) -> None:
@@ -332,15 +333,13 @@ def fetch_name(imds: str, deadline: float) -> str:
     """Return the computer name, or from a host too old for that the VM's name."""
     try:
         with step("Compute document"):
-            document = exchange(imds + COMPUTE_PATH, IMDS_HEADERS, deadline)
-            return parse_compute_document(document.body)
+            return parse_compute_document(exchange(imds + COMPUTE_PATH, IMDS_HEADERS, deadline))
     except StepFailed as error:
         if error.status not in (400, 404):
             raise
         say(f"{error}; asking for the plain name")
     with step("Plain name"):
-        plain_name = exchange(imds + PLAIN_NAME_PATH, IMDS_HEADERS, deadline)
-        return str(plain_name.body, "utf-8", "replace")
+        return str(exchange(imds + PLAIN_NAME_PATH, IMDS_HEADERS, deadline), "utf-8", "replace")
 
 
 def persist(attempt: "Callable[[Options, float], None]", options: Options, seconds: float) -> bool:
@@ -356,9 +355,8 @@ def persist(attempt: "Callable[[Options, float], None]", options: Options, secon
             if left <= 0:
                 say(f"{error}; giving up", error=True)
                 return False
-            say(str(error), f"; trying again for {left:.0f} s", error=True)
-            wait = min(left, getattr(error, "delay", RETRY_SECONDS))
-        time.sleep(wait)
+            say(str(error), f"; trying again for {int(left) + 1} s", error=True)
+            time.sleep(min(left, getattr(error, "delay", RETRY_SECONDS)))
 
 
 def parse_arguments(arguments: "List[str]") -> Options:
@@ -372,7 +370,8 @@ def parse_arguments(arguments: "List[str]") -> Options:
             raise ValueError(f"unexpected argument {rest[0]!a}")
         given = dict(pairs)
         if given.keys() & {"-h", "--help", "--version"}:
-            print(__version__ if "--version" in given else __doc__.strip())
+            for line in [__version__] if "--version" in given else __doc__.strip().splitlines():
+                say(line)
             sys.exit(EXIT_OK)
         timeout = float(given["--timeout"]) if "--timeout" in given else None
         if timeout is not None and not 0 < timeout <= TIMEOUT_MAX:

@@ -134,6 +134,20 @@ def drip(prefix: bytes) -> Fault:
     return fault
 
 
+def flood(prefix: bytes, again: bytes) -> Fault:
+    """More and more, as fast as it goes."""
+
+    def fault(handler: "Handler") -> None:
+        handler.send_raw(prefix)
+        while not handler.host.stopping.is_set():
+            handler.send_raw(again * 100)
+
+    return fault
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 def huge(handler: "Handler") -> None:
     """64 MiB."""
     handler.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % HUGE)
@@ -154,10 +168,14 @@ FAULTS: Dict[str, Fault] = {
     "slow-headers": drip(b"HTTP/1.1 200 OK\r\nX-Slow: "),
     "slow-body": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"),
     "truncated": raw_fault(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<GoalState>"),
-    "truncated-chunk": raw_fault(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n<GoalState>"
-    ),
-    "bad-chunk": raw_fault(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n<Goal"),
+    "truncated-chunk": raw_fault(CHUNKED + b"ff\r\n<GoalState>"),
+    "bad-chunk": raw_fault(CHUNKED + b"xyz\r\n<Goal"),
+    "negative-chunk": flood(CHUNKED + b"-1\r\n", b"x" * 1000),
+    "endless-chunks": flood(CHUNKED, b"1;" + b"x" * 1000 + b"\r\nx\r\n"),
+    "endless-trailers": flood(CHUNKED + b"0\r\n", b"X-Trailer: x\r\n"),
+    "endless-100": flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "endless-headers": flood(b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n"),
+    "endless-line": flood(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x" * 1000),
     "not-http": raw_fault(b"SSH-2.0-OpenSSH_9.2p1\r\n"),
     "huge": huge,
     "stale": stale,

@@ -1,9 +1,11 @@
 """The command line: what it takes, what it refuses, what it says; no network in any of these."""
 
+import re
 import runpy
 import subprocess
 import sys
-from typing import Tuple
+from pathlib import Path
+from typing import List, Tuple
 
 import pytest
 import sandbox
@@ -62,11 +64,24 @@ def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) 
     assert len(lines) <= 23
     assert max(map(len, lines)) <= 79
     for text in ["--dry-run", "--timeout", "--wireserver", "--imds", "--version", "--help"]:
-        assert f"  {text}" in out
+        assert text in out
     for number in (0, 1, 2, 3, 130):
         assert f"\n  {number} " in out
     for url in (script.DEFAULTS.wireserver, script.DEFAULTS.imds):
         assert url in out
+
+
+def test_help_for_a_reader_that_goes_away_is_no_trouble() -> None:
+    # The reader has gone before the script starts, so that it always finds a closed pipe.
+    command = [sys.executable, "-I", "-S", sandbox.SCRIPT, "--help"]
+    shell = ["sh", "-c", '(sleep 0.2; "$@" 2>&1 >&3; echo $?) 3>&1 >&4 | true', "sh", *command]
+    done = subprocess.run(
+        ["sh", "-c", 'exec 4>&1; exec "$@"', "sh", *shell],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_the_version_is_printed(python: str) -> None:
@@ -80,7 +95,30 @@ def test_importing_it_does_nothing() -> None:
 
 def test_the_default_endpoints_are_those_of_the_platform() -> None:
     assert script.DEFAULTS == ("http://168.63.129.16", "http://169.254.169.254", None, False)
-    assert (script.WIRESERVER_SECONDS, script.IMDS_SECONDS) == (1200, 300)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], [1200, 300]), (["--timeout=7.5"], [7.5, 7.5])]
+)
+def test_the_deadlines_are_twenty_and_five_minutes_or_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, options: List[str], expected: List[float]
+) -> None:
+    given = []
+
+    def persist(attempt: object, options: object, seconds: float) -> bool:
+        given.append(seconds)
+        return True
+
+    monkeypatch.setattr(script, "persist", persist)
+    monkeypatch.setattr(sys, "argv", ["azure_provisioning.py", *options])
+    assert script.main() == 0
+    assert given == expected
+
+
+def test_deadlines_count_on_no_clock_that_can_be_set() -> None:
+    source = Path(sandbox.SCRIPT).read_text()
+    assert "time.monotonic()" in source
+    assert not re.search(r"time\.time\b|datetime|perf_counter", source)
 
 
 def test_what_is_not_needed_before_ready_is_not_imported() -> None:

@@ -1,10 +1,19 @@
 """A healthy platform: what is reported, named, printed and returned."""
 
 import re
+from typing import Callable
 
 import pytest
 from conftest import Machine, Run
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+from simulated_host import (
+    CHUNKED,
+    OLD_IMDS_VERSIONS,
+    Fault,
+    SimulatedHost,
+    Vm,
+    body_fault,
+    raw_fault,
+)
 
 
 def test_a_healthy_first_boot_on_every_python(
@@ -88,6 +97,44 @@ def test_a_host_too_old_for_the_computer_name_is_asked_for_the_plain_name(
     assert (result.status, result.err) == (0, [])
     assert machine.names == ["web-11", "web-11"]
     assert result.seconds < 1, "the fall-back is part of the same attempt"
+
+
+def test_a_host_without_the_compute_document_is_asked_for_the_plain_name(
+    host: SimulatedHost, run: Run, machine: Machine
+) -> None:
+    host.misbehave("compute", "404")
+    assert run().status == 0
+    assert machine.names == ["web-11", "web-11"]
+
+
+def test_a_plain_name_that_is_no_utf_8_is_a_name_all_the_same(
+    host: SimulatedHost, run: Run, machine: Machine
+) -> None:
+    host.misbehave("compute", "404")
+    host.misbehave("name", body_fault(b"caf\xe91"))
+    assert run().status == 0
+    assert machine.names == ["caf-1", "caf-1"]
+
+
+def padded(host: SimulatedHost, length: int) -> bytes:
+    return host.goal_state().ljust(length, b"\n")
+
+
+def chunked(body: bytes) -> bytes:
+    return CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("form", [body_fault, lambda body: raw_fault(chunked(body))])
+def test_a_body_of_1_mib_is_read_and_one_of_a_byte_more_is_refused(
+    host: SimulatedHost, run: Run, python: str, form: Callable[[bytes], Fault]
+) -> None:
+    host.misbehave("goalstate", form(padded(host, 2**20)), times=1)
+    host.misbehave("goalstate", form(padded(host, 2**20 + 1)), times=1)
+    assert run(python=python).err == []
+    result = run(python=python)
+    assert result.status == 0
+    (line,) = result.err
+    assert line.startswith("Goal state failed: the answer is longer than 1 MiB; trying again")
 
 
 HOSTILE = {

@@ -97,6 +97,22 @@ def test_a_document_type_declaration_is_refused(declaration: str) -> None:
         script.parse_goal_state(body.encode())
 
 
+@pytest.mark.parametrize("value", ["x" * 1001, "x<a/>" * 100_000, "\n" * 1_000_000])
+def test_a_value_that_is_too_long_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="ContainerId is too long"):
+        script.parse_goal_state(goal_state(container=value).encode())
+
+
+@pytest.mark.parametrize(("depth", "refused"), [(40, False), (100, True), (100_000, True)])
+def test_elements_nested_too_deeply_are_refused(depth: int, refused: bool) -> None:
+    body = goal_state(container="<a>" * depth + "</a>" * depth + "container").encode()
+    if refused:
+        with pytest.raises(ValueError, match="nested too deeply"):
+            script.parse_goal_state(body)
+    else:
+        assert script.parse_goal_state(body) == EXPECTED
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"no XML", b"<html><body>503</body>", goal_state()[:-20].encode(), b"\x00\xff"]
 )

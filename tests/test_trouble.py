@@ -1,6 +1,7 @@
 """Trouble at each endpoint: it is retried until it is over, or reported when the time is."""
 
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -8,7 +9,9 @@ from typing import List
 
 import pytest
 from conftest import SLACK, Machine, Run
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault
+
+from azure_provisioning import LINES_MAX
 
 STEPS = {
     "goalstate": "Goal state",
@@ -26,6 +29,12 @@ QUICK = [
     "truncated-chunk",
     "bad-chunk",
     "huge",
+    "negative-chunk",
+    "endless-chunks",
+    "endless-trailers",
+    "endless-100",
+    "endless-headers",
+    "endless-line",
     "body=",
     "body=<html>no</html>",
     'body={"name": 7}',
@@ -37,6 +46,7 @@ FINE = {
     "goalstate": [],
     "health": [
         *("truncated", "truncated-chunk", "bad-chunk", "huge", "slow-body"),
+        *("negative-chunk", "endless-chunks", "endless-trailers"),
         *(fault for fault in QUICK if fault.startswith("body=")),
     ],
     "compute": ["400", "404"],
@@ -116,6 +126,22 @@ def test_an_exchange_has_thirty_seconds_whatever_the_pace_of_the_peer(
     assert 31 <= result.seconds < 31 + SLACK
 
 
+def test_where_packets_vanish_a_connection_is_tried_anew_after_five_seconds(
+    host: SimulatedHost, run: Run
+) -> None:
+    with socket.socket() as vanishing, socket.socket() as first, socket.socket() as second:
+        # Linux drops connection requests to a listener whose queue is full.
+        vanishing.bind(("127.0.0.1", 0))
+        vanishing.listen(0)
+        first.connect(vanishing.getsockname())
+        second.setblocking(False)
+        second.connect_ex(vanishing.getsockname())
+        port = vanishing.getsockname()[1]
+        result = run(f"--wireserver=http://127.0.0.1:{port}", "--timeout=7")
+    assert result.status == 1
+    assert result.err[0] == "Goal state failed: timed out; trying again for 2 s"
+
+
 def test_each_attempt_fetches_the_goal_state_anew(host: SimulatedHost, run: Run) -> None:
     host.misbehave("health", "stale", times=2)
     result = run()
@@ -193,6 +219,15 @@ def test_a_failure_that_lasts_is_printed_again_after_a_minute(
     ]
 
 
+def test_failures_that_all_differ_do_not_flood_the_journal(host: SimulatedHost, run: Run) -> None:
+    for number in range(100):
+        host.misbehave("goalstate", raw_fault(b"HTTP/1.1 500 Error %d\r\n\r\n" % number), times=1)
+    result = run("--timeout=30")
+    assert len(host.requests) >= 25
+    assert len(result.err) == LINES_MAX
+    assert result.err[-1].endswith("; giving up")
+
+
 def test_another_failure_is_printed_at_once(host: SimulatedHost, run: Run) -> None:
     host.misbehave("goalstate", "500", times=2)
     host.misbehave("health", "503", times=2)
@@ -206,7 +241,6 @@ def test_another_failure_is_printed_at_once(host: SimulatedHost, run: Run) -> No
 
 def test_what_a_peer_sends_cannot_steer_a_terminal(host: SimulatedHost, run: Run) -> None:
     host.misbehave("goalstate", "body=\x1b[2J\n", times=1)
-    from simulated_host import raw_fault
 
     host.misbehave(
         "goalstate",
