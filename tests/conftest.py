@@ -1,11 +1,12 @@
 """What the tests share: isolation, a simulated host, a machine, the script as a process."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Optional
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import interpreters
 import pytest
@@ -18,9 +19,9 @@ from simulated_host import SimulatedHost, Vm
 # Where the kernel refuses, sandbox.py's guard remains, and tests that need more are skipped.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["NOT_ISOLATED"] = isolate()
+    os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
-
-PYTHONS = interpreters.find()
+PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
 SLACK = 1.5  # seconds that a start of Python and a busy machine may add
 
 
