@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from simulated_host import SimulatedHost, Vm
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
 # Where the kernel refuses, sandbox.py's guard remains, and tests that need more are skipped.
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
+    os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
     os.environ["NOT_ISOLATED"] = isolate()
     os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
@@ -64,7 +67,7 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.etc = directory / "etc"
-        sandbox.create(str(directory), "old-name")
+        sandbox.create(str(directory))
 
     def install_hostnamectl(self, script: str) -> None:
         """Replace the stand-in; an empty *script* removes it."""
@@ -77,10 +80,7 @@ class Machine:
     @property
     def names(self) -> List[str]:
         """The kernel's host name and the stored one."""
-        return [
-            (self.directory / "kernel").read_text(),
-            (self.etc / "hostname").read_text().strip(),
-        ]
+        return sandbox.names(str(self.directory))
 
     @property
     def hostnamectl_calls(self) -> List[str]:

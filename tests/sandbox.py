@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Run the real script on its own machine, without root: python3 tests/sandbox.py DIR [OPTION]...
 
-DIR stands for the machine: DIR/etc/hostname is the stored host name, DIR/kernel the kernel's, and
-DIR/bin all of PATH, with a stand-in for hostnamectl. The script is imported and its main() called,
-with just those places replaced, and with a guard that ends it if it would connect anywhere but to
-loopback. Runs on every Python that the script runs on.
+DIR, which is made if need be, stands for the machine: DIR/etc/hostname is the stored host name,
+DIR/kernel the kernel's, and DIR/bin all of PATH, with a stand-in for hostnamectl. The script is
+imported and its main() called, with just those places replaced, and with a guard that ends it if it
+would connect anywhere but to loopback. Runs on every Python that the script runs on.
 """
 
 import os
@@ -25,16 +25,21 @@ printf '%s' "$name" >"$machine/kernel"
 """
 
 
-def create(directory: str, host_name: str = "localhost", hostnamectl: str = HOSTNAMECTL) -> None:
-    """Make *directory* a machine named *host_name*; with an empty *hostnamectl* there is none."""
+def create(directory: str) -> None:
+    """Make *directory*, which must not exist, a machine with the host name old-name."""
     os.makedirs(os.path.join(directory, "etc"))
     os.makedirs(os.path.join(directory, "bin"))
-    write(os.path.join(directory, "etc", "hostname"), host_name + "\n")
-    write(os.path.join(directory, "kernel"), host_name)
-    if hostnamectl:
-        program = os.path.join(directory, "bin", "hostnamectl")
-        write(program, hostnamectl)
-        os.chmod(program, 0o755)
+    write(os.path.join(directory, "etc", "hostname"), "old-name\n")
+    write(os.path.join(directory, "kernel"), "old-name")
+    program = os.path.join(directory, "bin", "hostnamectl")
+    write(program, HOSTNAMECTL)
+    os.chmod(program, 0o755)
+
+
+def names(directory: str) -> "list[str]":
+    """Return the machine's two host names: the kernel's and the stored one."""
+    stored = read(os.path.join(directory, "etc", "hostname")).strip()
+    return [read(os.path.join(directory, "kernel")), stored]
 
 
 def write(path: str, text: str) -> None:
@@ -60,7 +65,11 @@ def guard_network() -> None:
 
 
 def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: sandbox.py DIR [OPTION]..., with the options of azure_provisioning.py")
     directory = os.path.abspath(sys.argv.pop(1))
+    if not os.path.exists(directory):
+        create(directory)
     kernel = os.path.join(directory, "kernel")
     sys.path.insert(0, REPOSITORY)
     import azure_provisioning  # not for those who only create a machine

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import http.server
 import json
+import re
 import socket
 import socketserver
 import struct
@@ -188,7 +189,7 @@ def make_fault(text: str) -> Fault:
         return FAULTS[text]
     if text.startswith("body="):
         return body_fault(text[len("body=") :].encode())
-    if text[:3].isdecimal() and text[3:4] in ("", ","):
+    if re.fullmatch(r"[2-5]\d\d(,[\w-]+=[^,]*)*", text):
         return status_fault(text)
     raise ValueError(f"{text!r} is no status, no body=TEXT and none of {', '.join(FAULTS)}")
 
@@ -368,8 +369,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.thread: Optional[threading.Thread] = None
 
     def server_bind(self) -> None:
-        # Of two sockets bound to the same port, the one that asked for it by its number keeps it
-        # while it does not listen. (HTTPServer's own server_bind would ask DNS for a name.)
+        # A listener that stops listening loses a port that the kernel chose for it, but keeps one
+        # that it asked for by number: so learn a free one, then ask for it while it is still held.
+        # (HTTPServer's own server_bind would ask DNS for a name.)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -412,15 +414,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.close_connection = True
-        self.outcome = "?"
         armed = self.host.fault_for(self.endpoint())
-        if armed is None:
-            self.send(self.answer())
-            return
-        self.outcome = armed.name
-        self.record()
         with contextlib.suppress(OSError):
-            armed.fault(self)
+            if armed:
+                self.record(armed.name)
+                armed.fault(self)
+            else:
+                answer = self.answer()
+                self.record(str(answer.status))
+                self.send(answer)
 
     do_GET = do_POST = do_PUT = do_HEAD = handle_request
 
@@ -485,7 +487,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return Answer(200, document.encode(), "text/plain; charset=utf-8")
         return error(400, "Bad request. The format is not supported")
 
-    def record(self) -> None:
+    def record(self, outcome: str) -> None:
         request = Request(
             time.time(),
             self.server.service,
@@ -493,15 +495,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.path,
             self.header_dict(),
             self.body,
-            self.outcome,
+            outcome,
         )
         self.host.requests.append(request)
         self.host.on_request(request)
 
     def send(self, answer: Answer) -> None:
-        if self.outcome == "?":
-            self.outcome = str(answer.status)
-            self.record()
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -526,6 +525,8 @@ def print_request(request: Request) -> None:
 
 def parse_address(text: str) -> Tuple[str, int]:
     address, _, port = text.rpartition(":")
+    if not address or not 0 <= int(port) <= 65535:
+        raise ValueError(text)
     return address, int(port)
 
 
@@ -542,6 +543,8 @@ def arm(host: SimulatedHost, text: str) -> None:
         host.misbehave(endpoint, kind, times, seconds)
     elif endpoint not in ENDPOINTS:
         raise ValueError("only a service, wireserver or imds, can be refused")
+    elif times is not None:
+        raise ValueError("a service is refused for seconds, or for ever")
     elif seconds is None:
         host.refuse(endpoint)
     else:
@@ -552,8 +555,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="A simulated Azure host: WireServer and IMDS, on loopback by default.",
         epilog=(
-            "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds). "
-            "ENDPOINT is goalstate, health, compute, name, or all of wireserver or imds. KIND is a "
+            "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds "
+            "from the start); more of one endpoint come one after the other. ENDPOINT is "
+            "goalstate, health, versions, compute, name, or all of wireserver or imds. KIND is a "
             "status such as 503 or 503,Retry-After=5, body=TEXT, refused (of wireserver or imds), "
             "or one of: " + ", ".join(FAULTS) + "."
         ),
@@ -565,9 +569,12 @@ def main() -> None:
     parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2019-06")
     parser.add_argument("--fault", action="append", default=[], help="misbehave (repeatable)")
     options = parser.parse_args()
-    vm = Vm(options.name, options.computer_name, instance_id=Vm().instance_id)
+    vm = Vm(options.name, options.computer_name)
     versions = OLD_IMDS_VERSIONS if options.old_imds else IMDS_VERSIONS
-    host = SimulatedHost(vm, options.wireserver, options.imds, versions, print_request)
+    try:
+        host = SimulatedHost(vm, options.wireserver, options.imds, versions, print_request)
+    except OSError as error:
+        parser.error(f"cannot listen there: {error}")
     with host:
         for text in options.fault:
             try:

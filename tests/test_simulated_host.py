@@ -4,7 +4,7 @@ import http.client
 import json
 import subprocess
 import sys
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import pytest
 from conftest import Machine
@@ -137,9 +137,19 @@ def test_it_can_be_used_by_hand(machine: Machine) -> None:
     assert [line.split()[-1] for line in lines if " -> " in line] == ["503", "200", "200", "200"]
 
 
-@pytest.mark.parametrize("fault", ["goalstate:nonsense", "nowhere:503", "health:refused", "x"])
-def test_a_fault_that_it_does_not_know_is_refused(fault: str) -> None:
-    command = [sys.executable, "tests/simulated_host.py", "--fault", fault]
+FAULTS = ["goalstate:nonsense", "goalstate:99", "goalstate:503,Retry", "nowhere:503", "x"]
+WRONG = [
+    *(["--fault", fault] for fault in [*FAULTS, "health:refused", "imds:refused:2x"]),
+    ["--imds", "8080"],
+    ["--imds", ":8080"],
+    ["--imds", "127.0.0.1:99999"],
+    ["--imds", "192.0.2.1:80"],
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=" ".join)
+def test_options_that_make_no_sense_are_refused(options: List[str]) -> None:
+    command = [sys.executable, "tests/simulated_host.py", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     assert done.returncode == 2
-    assert "--fault" in done.stderr
+    assert "Traceback" not in done.stderr
