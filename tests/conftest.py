@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
-import interpreters
 import pytest
+
+import interpreters
 import sandbox
 from namespace import isolate
 from simulated_host import SimulatedHost, Vm

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import List, Tuple
 
 import pytest
-import sandbox
 
 import azure_provisioning as script
-
+import sandbox
 
 # The script as it is: a mistake in it must not send anything to Azure's addresses.
 pytestmark = pytest.mark.usefixtures("isolated")

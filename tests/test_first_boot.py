@@ -4,6 +4,7 @@ import re
 from typing import Callable
 
 import pytest
+
 from conftest import Machine, Run
 from simulated_host import (
     CHUNKED,

@@ -7,6 +7,7 @@ import time
 from typing import List
 
 import pytest
+
 import sandbox
 from conftest import SLACK, Machine, Run
 from simulated_host import SimulatedHost

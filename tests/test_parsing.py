@@ -8,9 +8,9 @@ from xml.parsers.expat import ExpatError
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from simulated_host import report_values
 
 import azure_provisioning as script
+from simulated_host import report_values
 
 GOAL_STATE = """\
 <?xml version="1.0" encoding="utf-8"?>

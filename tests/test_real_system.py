@@ -14,6 +14,7 @@ import threading
 from typing import Iterator, List, Tuple
 
 import pytest
+
 import sandbox
 from conftest import require
 from namespace import PLATFORM_ADDRESSES, set_address

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 import sandbox
 from conftest import Machine
 from namespace import PLATFORM_ADDRESSES

@@ -7,6 +7,7 @@ import sys
 from typing import Dict, List, Optional, Tuple
 
 import pytest
+
 from conftest import Machine
 from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 

@@ -8,10 +8,10 @@ import time
 from typing import List
 
 import pytest
-from conftest import SLACK, Machine, Run
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault
 
 from azure_provisioning import LINES_MAX
+from conftest import SLACK, Machine, Run
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault
 
 STEPS = {
     "goalstate": "Goal state",
