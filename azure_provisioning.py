@@ -32,7 +32,7 @@ from xml.parsers import expat
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, List, Optional
+    from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 __version__ = "0.1.0"
 
@@ -62,14 +62,14 @@ CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each atte
 BODY_MAX, FRAME_MAX = 1 << 20, 1 << 16  # bytes of a body, and of what HTTP wraps it in
 DEPTH_MAX, VALUE_MAX = 50, 1000  # nested elements, characters; a goal state has 6 and 45
 TIMEOUT_MAX = 86400  # seconds, for --timeout
-REPEAT_SECONDS, LINES_MAX = 60, 20  # in that time no line is printed twice, nor more of trouble
+REPEAT_SECONDS, LINES_MAX = 60, 20  # in that time, no line again without news, nor more lines
 LINE_MAX = 400  # characters
 EXIT_OK, EXIT_NOT_READY, EXIT_USAGE, EXIT_NOT_NAMED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
 Options = collections.namedtuple("Options", ["wireserver", "imds", "timeout", "dry_run"])
 DEFAULTS = Options("http://168.63.129.16", "http://169.254.169.254", None, False)
-said = {}  # type: Dict[str, float]  # each line that was printed, and when on the monotonic clock
+said: "List[Tuple[str, float]]" = []  # each line printed, and when on the monotonic clock
 
 
 def parse_goal_state(body: bytes) -> GoalState:
@@ -86,7 +86,7 @@ def parse_goal_state(body: bytes) -> GoalState:
         ["GoalState", "Container", "ContainerId"],
         ["GoalState", "Container", "RoleInstanceList", "RoleInstance", "InstanceId"],
     ]
-    path = []  # type: List[str]
+    path: "List[str]" = []
 
     def start(name: str, _: object) -> None:
         path.append(name.rpartition(":")[2])
@@ -167,14 +167,14 @@ def parse_endpoint(url: str) -> str:
 
 
 def say(line: str, remark: str = "", error: bool = False) -> None:
-    """Print *line* at once, but not twice a minute; with a *remark*, as trouble has, not many."""
+    """Print *line* at once, but not twice a minute; trouble, with a *remark*, also if it is news."""
     line, now = line[:LINE_MAX], time.monotonic()
-    for old in [old for old in said if now - said[old] >= REPEAT_SECONDS]:
-        del said[old]
+    recent = [old for old, when in said if now - when < REPEAT_SECONDS]
+    known = recent[-1:] if remark else recent
     stream = sys.stderr if error else sys.stdout
-    if stream is None or (line and line in said) or (remark and len(said) >= LINES_MAX):
+    if stream is None or (line and line in known) or (remark and len(recent) >= LINES_MAX):
         return
-    said[line] = now
+    said.append((line, now))
     try:
         # What a peer sent must neither break the line nor steer a terminal.
         print(re.sub("[^ -~]", "?", line + remark), file=stream, flush=True)

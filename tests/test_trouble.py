@@ -220,6 +220,20 @@ def test_a_failure_that_lasts_is_printed_again_after_a_minute(
     ]
 
 
+def test_a_failure_that_returns_is_printed_again(host: SimulatedHost, run: Run) -> None:
+    for status in ("500", "503", "500"):
+        host.misbehave("goalstate", status, times=2)
+    assert [line.split()[6] for line in run().err] == ["500", "503", "500"]
+
+
+def test_failures_that_take_turns_do_not_flood_the_journal(host: SimulatedHost, run: Run) -> None:
+    for status in ("500", "503") * 20:
+        host.misbehave("goalstate", status, times=1)
+    result = run("--timeout=30")
+    assert len(host.requests) >= 25
+    assert len(result.err) == LINES_MAX
+
+
 def test_failures_that_all_differ_do_not_flood_the_journal(host: SimulatedHost, run: Run) -> None:
     for number in range(100):
         host.misbehave("goalstate", raw_fault(b"HTTP/1.1 500 Error %d\r\n\r\n" % number), times=1)
