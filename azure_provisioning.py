@@ -86,7 +86,7 @@ def parse_goal_state(body: bytes) -> GoalState:
         ["GoalState", "Container", "ContainerId"],
         ["GoalState", "Container", "RoleInstanceList", "RoleInstance", "InstanceId"],
     ]
-    path: "List[str]" = []
+    path: List[str] = []
 
     def start(name: str, _: object) -> None:
         path.append(name.rpartition(":")[2])
@@ -167,7 +167,7 @@ def parse_endpoint(url: str) -> str:
 
 
 def say(line: str, remark: str = "", error: bool = False) -> None:
-    """Print *line* at once, but not twice a minute; trouble, with a *remark*, also if it is news."""
+    """Print *line* at once, but not twice a minute; trouble (with a *remark*) also if it is news."""
     line, now = line[:LINE_MAX], time.monotonic()
     recent = [old for old, when in said if now - when < REPEAT_SECONDS]
     known = recent[-1:] if remark else recent
