@@ -167,7 +167,7 @@ def parse_endpoint(url: str) -> str:
 
 
 def say(line: str, remark: str = "", error: bool = False) -> None:
-    """Print *line* at once, but not twice a minute; trouble (with a *remark*) also if it is news."""
+    """Print *line* at once, but not twice a minute; trouble, with a *remark*, also if it is new."""
     line, now = line[:LINE_MAX], time.monotonic()
     recent = [old for old, when in said if now - when < REPEAT_SECONDS]
     known = recent[-1:] if remark else recent
