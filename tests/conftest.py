@@ -26,7 +26,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
-SLACK = 1.5  # seconds that a start of Python and a busy machine may add
+SLACK = 2  # seconds that a start of Python and a busy machine may add
 
 
 def pytest_report_header() -> List[str]:
