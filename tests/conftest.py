@@ -107,9 +107,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def command(host: SimulatedHost, machine: Machine) -> List[str]:
     """The script on *machine*, against *host*; flags as in the unit."""
-    urls = [f"--{service}={host.url(service)}" for service in ("wireserver", "imds")]
     flags = ["-I", "-S", "-W", "error"]
-    return [sys.executable, *flags, sandbox.__file__, str(machine.directory), *urls]
+    return [sys.executable, *flags, sandbox.__file__, str(machine.directory), *host.options()]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import tempfile
 
 import sandbox
-from simulated_host import SimulatedHost, Vm
+from simulated_host import SimulatedHost, Vm, print_request
 
 
 def main() -> int:
@@ -16,7 +16,6 @@ def main() -> int:
         machine = os.path.join(directory, "machine")
         sandbox.create(machine)
         kernel, _ = sandbox.names(machine)
-        urls = [f"--{service}={host.url(service)}" for service in ("wireserver", "imds")]
         print(
             f"A simulated Azure host has a VM {vm.name} with the computer name {vm.computer_name}."
         )
@@ -24,12 +23,10 @@ def main() -> int:
             f"On a simulated machine that is still called {kernel}, the script prints:\n",
             flush=True,
         )
-        status = subprocess.call([sys.executable, sandbox.__file__, machine, *urls])
+        status = subprocess.call([sys.executable, sandbox.__file__, machine, *host.options()])
         print(f"\nand exits with status {status}. The platform received:\n")
         for request in host.requests:
-            print(f"{request.service}: {request.method} {request.target} -> {request.answer}")
-            for line in request.body.decode().splitlines():
-                print("    " + line)
+            print_request(request)
         print(f"\nHealth reports accepted: {len(host.accepted)}")
         kernel, stored = sandbox.names(machine)
         print(f"Simulated machine: the kernel's host name is {kernel}, /etc/hostname has {stored}")

@@ -253,6 +253,10 @@ class SimulatedHost:
         address, port = self.servers[service].server_address[:2]
         return f"http://{address!s}:{port}"
 
+    def options(self) -> List[str]:
+        """Return the options that point the script at this host."""
+        return [f"--{service}={self.url(service)}" for service in self.servers]
+
     def refuse(self, service: str) -> None:
         """Refuse connections from now on; the port stays taken."""
         self.servers[service].stop_listening()
@@ -352,7 +356,7 @@ def report_values(body: bytes) -> List[str]:
     return [element.text or "" for element in (incarnation, container_id, instance_id, state)]
 
 
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+class Server(socketserver.ThreadingTCPServer):
     """One of the two services. It takes its port at once, but listens only when told to."""
 
     daemon_threads = True
@@ -371,7 +375,6 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def server_bind(self) -> None:
         # A listener that stops listening loses a port that the kernel chose for it, but keeps one
         # that it asked for by number: so learn a free one, then ask for it while it is still held.
-        # (HTTPServer's own server_bind would ask DNS for a name.)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -379,7 +382,6 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.socket = socket.socket(self.address_family, self.socket_type)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind(self.server_address)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def handle_error(self, *_: object) -> None:
         """Be silent: a client that goes away in the middle is what a test wants to see."""
@@ -405,7 +407,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: Server
-    body = b""
 
     @property
     def host(self) -> SimulatedHost:

@@ -38,11 +38,6 @@ exit $status
 
 
 @pytest.fixture
-def vm() -> Vm:
-    return Vm(name="web_11", computer_name="web000011")
-
-
-@pytest.fixture
 def host(vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHost]:
     wireserver, imds = ((address, 80) for address in PLATFORM_ADDRESSES)
     with open(tmp_path_factory.getbasetemp().parent / "platform-addresses.lock", "w") as lock:

@@ -115,7 +115,7 @@ def test_a_service_that_comes_late_is_only_a_delay(
     assert 2.5 <= result.seconds < 3.5 + SLACK
 
 
-@pytest.mark.parametrize("fault", ["silent", "slow-headers", "slow-body"])
+@pytest.mark.parametrize("fault", SLOW)
 def test_an_exchange_has_thirty_seconds_whatever_the_pace_of_the_peer(
     host: SimulatedHost, run: Run, fault: str
 ) -> None:
@@ -186,9 +186,7 @@ def test_a_redirect_is_not_followed(host: SimulatedHost, run: Run) -> None:
     assert {request.service for request in host.requests} == {"wireserver"}
 
 
-def test_imds_trouble_does_not_delay_ready(
-    host: SimulatedHost, run: Run, command: List[str]
-) -> None:
+def test_imds_trouble_does_not_delay_ready(host: SimulatedHost, command: List[str]) -> None:
     host.misbehave("imds", "silent")
     with subprocess.Popen([*command, "--timeout=3"], stderr=subprocess.DEVNULL) as process:
         time.sleep(1)
@@ -256,7 +254,6 @@ def test_another_failure_is_printed_at_once(host: SimulatedHost, run: Run) -> No
 
 def test_what_a_peer_sends_cannot_steer_a_terminal(host: SimulatedHost, run: Run) -> None:
     host.misbehave("goalstate", "body=\x1b[2J\n", times=1)
-
     host.misbehave(
         "goalstate",
         raw_fault(b"HTTP/1.1 500 \x1b[31m\xff\x07" + b"x" * 9000 + b"\r\n\r\n"),
