@@ -1,8 +1,10 @@
 """What the tests share: isolation, a simulated host, a machine, the script as a process."""
 
+import collections
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import pytest
 
+import images
 import interpreters
 import sandbox
 from namespace import isolate
@@ -22,6 +25,8 @@ from simulated_host import SimulatedHost, Vm
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
     os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
+    outer_network = os.open("/proc/self/ns/net", os.O_RDONLY)
+    os.environ["OUTER_NETWORK"] = f"/proc/{os.getpid()}/fd/{outer_network}"
     os.environ["NOT_ISOLATED"] = isolate()
     os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
@@ -34,9 +39,22 @@ def pytest_report_header() -> List[str]:
     return [f"network: {isolation}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
         metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    properties = [pair for report in reports for pair in report.user_properties]
+    reached = collections.Counter(value for name, value in properties if name == "power cut")
+    if reached:
+        cuts = ", ".join(f"{value}: {count}" for value, count in sorted(reached.items()))
+        terminalreporter.write_line(f"power cuts, by what had happened before: {cuts}")
 
 
 def require(condition: object, what: str) -> None:
@@ -45,9 +63,23 @@ def require(condition: object, what: str) -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
+def require_tools(*programs: str) -> None:
+    missing = [program for program in programs if not shutil.which(program)]
+    require(not missing, f"not installed: {', '.join(missing)}")
+
+
 @pytest.fixture
 def isolated() -> None:
     require(not NOT_ISOLATED, NOT_ISOLATED)
+
+
+@pytest.fixture
+def image(release: str, isolated: None, pytestconfig: pytest.Config) -> Path:
+    """The root file system of a Debian; its tests keep to one worker, see xdist_group."""
+    require(os.environ["ROOT"], "only root can build and boot a root file system")
+    require_tools("mmdebstrap", "mount", "nsenter", "setpriv", "unshare")
+    assert pytestconfig.cache
+    return images.build(release, pytestconfig.cache.mkdir("images"))
 
 
 @pytest.fixture

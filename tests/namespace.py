@@ -1,4 +1,4 @@
-"""Cut a process, and all that it starts, off from the machine's network and host name."""
+"""Cut a process, and all that it starts, off from the machine's network, host name and mounts."""
 
 import contextlib
 import ctypes
@@ -6,38 +6,63 @@ import fcntl
 import os
 import socket
 import struct
+from typing import Iterator
 
 PLATFORM_ADDRESSES = ("168.63.129.16", "169.254.169.254")
 
-CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWNET = 0x04000000, 0x10000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 1 << 26, 1 << 28, 1 << 30
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR, IFF_UP = 0x8913, 0x8914, 0x8916, 1
 
 
 def isolate() -> str:
-    """Move this process into new network and UTS namespaces; return "" or why that is impossible.
+    """Move this process into namespaces of its own; return "" or why that is impossible.
 
     The new network has loopback and nothing else, and loopback owns the platform's addresses: what
-    is meant for Azure ends here. Without root a user namespace helps, where the kernel allows it.
+    is meant for Azure ends here. What is mounted goes away with the last process. Without root a
+    user namespace helps, where the kernel allows it.
     """
+    namespaces = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS
     try:
         if os.geteuid() == 0:
-            unshare(CLONE_NEWNET | CLONE_NEWUTS)
+            unshare(namespaces)
         else:
             uid, gid = os.getuid(), os.getgid()
-            unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWUTS)
+            unshare(CLONE_NEWUSER | namespaces)
             write("/proc/self/setgroups", "deny")
             write("/proc/self/uid_map", f"0 {uid} 1")
             write("/proc/self/gid_map", f"0 {gid} 1")
+        call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
         bring_up_loopback()
     except OSError as error:
         return f"no namespace of our own: {error}"
     return ""
 
 
+@contextlib.contextmanager
+def new_network() -> Iterator[None]:
+    """Move this thread, and what it starts, into one more network like isolate()'s, for a while.
+
+    Sockets, threads and processes that are made in it stay there.
+    """
+    with open("/proc/thread-self/ns/net") as home:
+        unshare(CLONE_NEWNET)
+        try:
+            bring_up_loopback()
+            yield
+        finally:
+            call("setns", home.fileno(), CLONE_NEWNET)
+
+
 def unshare(flags: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(flags) != 0:
+    call("unshare", flags)
+
+
+def call(function: str, *arguments: object) -> None:
+    """Call a function of libc for which os has none before Python 3.12; raise OSError."""
+    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
 def write(path: str, text: str) -> None:

@@ -1,0 +1,110 @@
+"""Real Debian root file systems: built once, kept in pytest's cache, never changed.
+
+A test works on a disk, which is an overlay over an image: made at once, and gone afterwards.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+import readme
+from sandbox import REPOSITORY
+
+KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
+PACKAGES = "dbus,python3,systemd,systemd-sysv"
+LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
+
+
+class Image(NamedTuple):
+    suite: str
+    packages: str = ""  # besides PACKAGES
+    mirror: str = ""  # mmdebstrap knows Debian's
+
+
+# Keep the README's table of what boots in step with this.
+IMAGES = {
+    "debian-11": Image("bullseye", "usrmerge"),
+    "debian-11-split-usr": Image("bullseye"),
+    "debian-12": Image("bookworm", KERNEL),
+    "debian-13": Image("trixie", KERNEL),
+}
+
+
+def build(name: str, directory: Path) -> Path:
+    """Return the root directory of the image *name*, which is built in *directory* if need be."""
+    image = IMAGES[name]
+    root = directory / name
+    recipe = f"{image}, {PACKAGES}, {LEFT_OUT}"
+    stamp = directory / f"{name}.recipe"
+    with open(directory / f"{name}.lock", "w") as lock:
+        # All workers share the images; the first builds, the others wait.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != recipe:
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(root, ignore_errors=True)
+            with open(directory / f"{name}.log", "w") as log:
+                subprocess.run(
+                    [
+                        "nsenter",
+                        f"--net={os.environ['OUTER_NETWORK']}",  # to download, and for nothing else
+                        "mmdebstrap",
+                        "--variant=minbase",
+                        "--format=directory",
+                        "--aptopt=Acquire::Retries 3",
+                        "--dpkgopt=force-unsafe-io",
+                        *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
+                        f"--include={PACKAGES},{image.packages}",
+                        image.suite,
+                        str(root),
+                        *image.mirror.split(),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    check=True,
+                )
+            stamp.write_text(recipe)
+    return root
+
+
+@contextlib.contextmanager
+def fresh_disk(image: Path, directory: Path) -> Iterator[Path]:
+    """Return the root directory, below *directory*, of a new disk with the content of *image*."""
+    directory.mkdir()
+    run("mount", "-t", "tmpfs", "tmpfs", str(directory))
+    try:
+        for name in ("upper", "work", "root"):
+            (directory / name).mkdir()
+        root = directory / "root"
+        # Paths relative to the image's: commas and colons in them would need escapes.
+        layers = f"lowerdir=.,upperdir={directory}/upper,workdir={directory}/work"
+        run("mount", "-t", "overlay", "-o", layers, "overlay", str(root), cwd=image)
+        yield root
+    finally:
+        run("umount", "--recursive", str(directory))
+
+
+def install(root: Path) -> None:
+    """Install the project on the disk, with the README's own commands, as an image has it."""
+    in_checkout(root, readme.block("## Install on an image"))
+    (root / "etc" / "hostname").write_text("image-name\n")
+    (root / "etc" / "machine-id").write_text("")
+
+
+def in_checkout(root: Path, commands: str) -> None:
+    """Run shell *commands* in a chroot of the disk, in the checkout's top directory."""
+    script = 'mount --bind "$1" "$2/mnt"; exec chroot "$2" sh -euxc "cd /mnt; $3"'
+    run("unshare", "--mount", "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
+
+
+def run(*command: str, cwd: "str | Path | None" = None) -> None:
+    """Run a command; when it fails, tell what it printed."""
+    done = subprocess.run(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout}")

@@ -1,0 +1,238 @@
+"""Boot a disk, as a container or as a virtual machine, and learn how the boot ended.
+
+Both run in the caller's network, which must be one of its own; see namespace.new_network().
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Callable, Iterator, List, NamedTuple
+
+from images import run
+
+CONTAINER_SECONDS, VM_SECONDS = 90, 400  # for a boot, on a busy machine
+
+# The unit's deadlines are the real ones, so the end of the boot is the only sign to wait for.
+WITNESS = """\
+systemctl is-system-running --wait >/witness.running
+{
+    echo "== running"; cat /witness.running
+    echo "== multi_user"; systemctl is-active multi-user.target
+    echo "== failed"; systemctl --failed --plain --no-legend | cut -d" " -f1
+    echo "== enabled"; systemctl is-enabled azure-provisioning.service
+    echo "== result"; systemctl show --property=Result --value azure-provisioning.service
+    echo "== status"; systemctl show --property=ExecMainStatus --value azure-provisioning.service
+    echo "== kernel_name"; cat /proc/sys/kernel/hostname
+    echo "== stored_name"; cat /etc/hostname
+    echo "== journal"
+    journalctl --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
+    echo "== platform"
+    cat /sys/class/dmi/id/chassis_asset_tag /run/systemd/netif/leases/*
+} >/witness.partial 2>/dev/null
+mv /witness.partial /witness
+systemctl --force poweroff
+"""
+WITNESS_UNIT = """\
+[Service]
+ExecStart=/bin/sh /witness.sh
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+class Report(NamedTuple):
+    """What the witness saw at the end of a boot."""
+
+    running: str
+    multi_user: str
+    failed: List[str]  # units
+    enabled: str
+    result: str
+    status: str
+    kernel_name: str
+    stored_name: str
+    journal: List[str]  # the script's lines
+    platform: List[str]
+
+
+def install_witness(root: Path) -> None:
+    """Have the machine write a report to its disk at the end of each boot, and power off."""
+    (root / "witness.sh").write_text(WITNESS)
+    (root / "etc/systemd/system/witness.service").write_text(WITNESS_UNIT)
+    run("chroot", str(root), "systemctl", "enable", "witness.service")
+
+
+def parse_report(text: str) -> Report:
+    values = dict(re.findall(r"^== (\w+)\n((?:(?!== ).*\n)*)", text, re.MULTILINE))
+    lists = ("failed", "journal", "platform")
+    return Report(**{k: v.splitlines() if k in lists else v.strip() for k, v in values.items()})
+
+
+def start(*command: str, console: Path) -> "subprocess.Popen[bytes]":
+    """Start a program that ends with this process, whatever happens to it."""
+    with open(console, "ab") as output:
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> None:
+    """Wait until the machine has powered itself off; else show what it said last."""
+    try:
+        status = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        status = -1
+    if status != 0:
+        said = console.read_text(errors="replace")[-3000:]
+        raise RuntimeError(f"the machine did not power off (status {status}):\n{said}")
+
+
+# ---- Containers: systemd-nspawn
+
+# The hierarchies in which systemd keeps its control groups: only the last, or the other two.
+CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+LAUNCH = """\
+for group in $1; do echo 0 >"$group/cgroup.procs"; done
+mount -t tmpfs tmpfs /run
+shift; exec "$@"
+"""
+
+
+def boot_container(root: Path) -> Report:
+    """Boot the disk, wait until the boot has ended and the machine is off; return the report."""
+    console = root.parent / "console"
+    with running_container(root) as process:
+        wait(process, console, CONTAINER_SECONDS)
+    report = root / "witness"
+    text = report.read_text()
+    report.unlink()
+    return parse_report(text)
+
+
+def cut_power(root: Path, moment: Callable[[], None]) -> None:
+    """Boot the disk, and kill the machine when *moment* returns."""
+    with running_container(root):
+        moment()
+
+
+@contextlib.contextmanager
+def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a container from the disk; kill it, if it still runs, at the end."""
+    hierarchies = [one for one in CGROUPS if os.path.exists(f"{one}/cgroup.procs")]
+    # A group of its own: systemd would otherwise take it for a service's with the same name.
+    name = f"azure-provisioning-test-{os.getpid()}"
+    groups = [Path(one, name) for one in hierarchies]
+    for group in groups:
+        group.mkdir()
+    try:
+        process = start(
+            *"unshare --mount --mount-proc --pid --fork --kill-child".split(),
+            *("sh", "-euc", LAUNCH, "sh", " ".join(map(str, groups))),
+            *"systemd-nspawn --boot --register=no --keep-unit --console=read-only".split(),
+            *"--resolv-conf=off --timezone=off --link-journal=no".split(),
+            # systemd 256 and newer want this where the host has cgroups of the old kind.
+            "--setenv=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+            f"--directory={root}",
+            console=root.parent / "console",
+        )
+        try:
+            yield process
+        finally:
+            kill_container(process)
+    finally:
+        for group in groups:
+            run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
+
+
+def kill_container(process: "subprocess.Popen[bytes]") -> None:
+    """Kill systemd-nspawn; its process namespace, and so all that runs in the guest, ends with it.
+
+    To kill unshare instead would not wait for that end.
+    """
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 10
+    while process.poll() is None:
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+        if time.monotonic() > deadline:
+            process.kill()
+
+
+# ---- Virtual machines: QEMU, software emulation
+
+
+class Emulation(NamedTuple):
+    program: str
+    machine: str
+    console: str
+
+
+# By what the machine that runs the tests is; the images are of its architecture.
+EMULATIONS = {
+    "x86_64": Emulation("qemu-system-x86_64", "-M pc -cpu qemu64,-svm", "ttyS0"),
+}
+ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"  # Azure's
+TAP, GATEWAY = "tap0", "10.0.0.1"
+
+
+@contextlib.contextmanager
+def dhcp(directory: Path) -> Iterator[None]:
+    """Be the network of a VM: a tap device, and DHCP as Azure has it on it."""
+    run("ip", "tuntap", "add", TAP, "mode", "tap")
+    run("ip", "address", "add", f"{GATEWAY}/24", "dev", TAP)
+    run("ip", "link", "set", TAP, "up")
+    routes = f"168.63.129.16/32,{GATEWAY},169.254.169.254/32,{GATEWAY},0.0.0.0/0,{GATEWAY}"
+    server = start(
+        *"dnsmasq --conf-file=/dev/null --keep-in-foreground --port=0 --leasefile-ro".split(),
+        *f"--pid-file --interface={TAP} --bind-interfaces --dhcp-range=10.0.0.4,10.0.0.9".split(),
+        f"--dhcp-option=option:classless-static-route,{routes}",
+        "--dhcp-option-force=245,168.63.129.16",
+        console=directory / "dnsmasq",
+    )
+    try:
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def make_disk(root: Path, directory: Path) -> Path:
+    """Return an ext4 file system with the content of *root*."""
+    disk = directory / "disk"
+    run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
+    return disk
+
+
+def boot_vm(emulation: Emulation, disk: Path, boot: Path) -> Report:
+    """Boot the disk with the kernel in *boot*, as boot_container() does."""
+    console = disk.parent / "console"
+    (kernel,), (initrd,) = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
+    process = start(
+        *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
+        *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
+        *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
+        f"root=/dev/vda rw console={emulation.console} mitigations=off",
+        *("-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"),
+        *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
+        *"-device virtio-net-pci,netdev=net".split(),
+        *("-smbios", f"type=3,asset={ASSET_TAG}"),
+        console=console,
+    )
+    try:
+        wait(process, console, VM_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    show = ["debugfs", "-R", "cat /witness", str(disk)]
+    text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    run("debugfs", "-w", "-R", "rm /witness", str(disk))
+    return parse_report(text)

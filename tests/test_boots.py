@@ -1,0 +1,316 @@
+"""Real boots: the README's installation, a real systemd, the script with its defaults.
+
+Each machine, a container or at the end of this file a virtual machine, has a network of its own, in
+which the simulated host has the platform's addresses.
+"""
+
+import itertools
+import platform
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Callable, Iterator, List, NamedTuple
+
+import pytest
+from _pytest.mark.structures import ParameterSet
+
+import readme
+from conftest import require, require_tools
+from images import IMAGES, KERNEL, fresh_disk, in_checkout, install
+from machines import (
+    ASSET_TAG,
+    EMULATIONS,
+    Report,
+    boot_container,
+    boot_vm,
+    cut_power,
+    dhcp,
+    install_witness,
+    make_disk,
+)
+from namespace import PLATFORM_ADDRESSES, new_network, set_address
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+
+UNIT_LINK = "etc/systemd/system/multi-user.target.wants/azure-provisioning.service"
+LINES = readme.block("## See that it worked").splitlines()
+NETWORK_LATE, WIRESERVER_LATE = 10, 15  # seconds
+# Cuts the script short as a user would; the rest of the unit stays as it is.
+DROP_IN = """\
+[Service]
+ExecStart=
+ExecStart=/usr/bin/python3 -I -S /usr/local/sbin/azure_provisioning.py --timeout=2
+ExecStart=/bin/systemctl disable azure-provisioning.service
+"""
+
+
+def group(release: str, *values: object, kind: str = "container") -> ParameterSet:
+    """A release, and other parameters; one worker runs all tests of a release and a kind."""
+    return pytest.param(release, *values, marks=pytest.mark.xdist_group(f"{release} {kind}"))
+
+
+each_release = pytest.mark.parametrize("release", list(map(group, IMAGES)))
+
+
+@pytest.fixture
+def root(image: Path, tmp_path: Path) -> Iterator[Path]:
+    """The disk of a machine that has the project and has never booted."""
+    require_tools("systemd-nspawn")
+    with fresh_disk(image, tmp_path / "machine") as root:
+        install(root)
+        install_witness(root)
+        yield root
+
+
+@pytest.fixture
+def vm() -> Vm:
+    return Vm()  # the one in the README
+
+
+@pytest.fixture
+def host(vm: Vm, isolated: None) -> Iterator[SimulatedHost]:
+    wireserver, imds = ((address, 80) for address in PLATFORM_ADDRESSES)
+    with new_network(), SimulatedHost(vm, wireserver, imds) as host:
+        yield host
+
+
+def good_end(name: str, journal: List[str] = LINES) -> Report:
+    return Report(
+        running="running",
+        multi_user="active",
+        failed=[],
+        enabled="disabled",
+        result="success",
+        status="0",
+        kernel_name=name,
+        stored_name=name,
+        journal=journal,
+        platform=[],
+    )
+
+
+def assert_nothing_happens_at(boot: Callable[[], Report], host: SimulatedHost, name: str) -> None:
+    host.incarnation += 1
+    host.requests.clear()
+    assert boot() == good_end(name, journal=[])
+    assert host.requests == []
+
+
+# ---- What delays a first boot or makes it take another path, and ends as the healthy one does
+
+
+def network_late(host: SimulatedHost) -> None:
+    for number in range(len(PLATFORM_ADDRESSES)):
+        set_address(number, "0.0.0.0")
+
+    def come_up() -> None:
+        for number, address in enumerate(PLATFORM_ADDRESSES):
+            set_address(number, address)
+
+    threading.Timer(NETWORK_LATE, come_up).start()
+
+
+class FirstBoot(NamedTuple):
+    vm: Vm = Vm()
+    prepare: str = ""  # shell commands, in a chroot of the disk
+    trouble: Callable[[SimulatedHost], None] = lambda host: None
+    name: str = "myvm"
+    says: str = ""  # a line that the journal has, besides the usual ones
+    seconds: float = 0  # that the trouble takes
+
+
+# Without D-Bus systemd-logind fails by itself, and that is not what is tested here.
+NO_DBUS = "systemctl mask dbus.service dbus.socket systemd-logind.service"
+SCALE_SET = Vm(name="web_11", computer_name="web000011")
+NO_NETWORK = "Goal state failed: [Errno 101] Network is unreachable; trying again for 1200 s"
+REFUSED = "Goal state failed: [Errno 111] Connection refused; trying again for 1200 s"
+BY_HAND = "; setting the host name without hostnamectl"
+OLD_HOST = "Compute document failed: the answer is 400 Bad Request; asking for the plain name"
+
+FIRST_BOOTS = {
+    "healthy": FirstBoot(),
+    "network-late": FirstBoot(trouble=network_late, says=NO_NETWORK, seconds=NETWORK_LATE),
+    "wireserver-late": FirstBoot(
+        trouble=lambda host: host.listen_after("wireserver", WIRESERVER_LATE),
+        says=REFUSED,
+        seconds=WIRESERVER_LATE,
+    ),
+    "without-dbus": FirstBoot(prepare=NO_DBUS, says=BY_HAND),
+    "scale-set": FirstBoot(SCALE_SET, name="web000011"),
+    "old-host": FirstBoot(
+        SCALE_SET,
+        trouble=lambda host: setattr(host, "imds_versions", OLD_IMDS_VERSIONS),
+        name="web-11",
+        says=OLD_HOST,
+    ),
+}
+
+
+@each_release
+@pytest.mark.parametrize("boot", FIRST_BOOTS.values(), ids=FIRST_BOOTS.keys())
+def test_the_first_boot_ends_well_and_the_second_does_nothing(
+    root: Path, host: SimulatedHost, boot: FirstBoot
+) -> None:
+    host.vm = boot.vm
+    in_checkout(root, boot.prepare)
+    boot.trouble(host)
+    start = time.monotonic()
+    report = boot_container(root)
+    assert time.monotonic() - start > boot.seconds
+    assert report._replace(journal=[]) == good_end(boot.name, journal=[])
+    # Trouble adds lines to what the README promises, and takes none away.
+    usual = [line.replace("myvm", boot.name) if "Host name" in line else line for line in LINES]
+    extra = [line for line in report.journal if line not in usual]
+    assert [line for line in report.journal if line in usual] == usual
+    assert bool(extra) == bool(boot.says), extra
+    assert any(boot.says in line for line in report.journal)
+    assert len(host.accepted) == 1
+    assert_nothing_happens_at(lambda: boot_container(root), host, boot.name)
+
+
+# ---- What makes a first boot fail; the second one, without the trouble, puts it right
+
+
+class FailedBoot(NamedTuple):
+    trouble: Callable[[SimulatedHost], None]
+    status: str
+    says: str  # the journal's last line
+    accepted: int = 0
+
+
+FAILED_BOOTS = {
+    "reports-refused": FailedBoot(
+        lambda host: host.misbehave("health", "500"),
+        status="1",
+        says="Health report failed: the answer is 500 Internal Server Error; giving up",
+    ),
+    "no-wireserver": FailedBoot(
+        lambda host: host.refuse("wireserver"),
+        status="1",
+        says="Goal state failed: [Errno 111] Connection refused; giving up",
+    ),
+    "no-imds": FailedBoot(
+        lambda host: host.refuse("imds"),
+        status="3",
+        says="Compute document failed: [Errno 111] Connection refused; giving up",
+        accepted=1,
+    ),
+}
+
+
+@each_release
+@pytest.mark.parametrize("boot", FAILED_BOOTS.values(), ids=FAILED_BOOTS.keys())
+def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
+    root: Path, host: SimulatedHost, boot: FailedBoot
+) -> None:
+    drop_in = root / "etc/systemd/system/azure-provisioning.service.d/short.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(DROP_IN)
+    boot.trouble(host)
+    report = boot_container(root)
+    assert report._replace(journal=[]) == Report(
+        running="degraded",
+        multi_user="active",
+        failed=["azure-provisioning.service"],
+        enabled="enabled",
+        result="exit-code",
+        status=boot.status,
+        kernel_name="image-name",
+        stored_name="image-name",
+        journal=[],
+        platform=[],
+    )
+    assert report.journal[-1] == boot.says
+    assert len(host.accepted) == boot.accepted
+
+    host.faults.clear()
+    for service in host.servers:
+        host.listen(service)
+    host.incarnation += 1
+    host.accepted.clear()
+    line = LINES[1].replace("incarnation 1,", "incarnation 2,")
+    assert boot_container(root) == good_end("myvm", [LINES[0], line, *LINES[2:]])
+    assert len(host.accepted) == 1
+
+
+# ---- Power cuts
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cut" in metafunc.fixturenames:
+        cuts = zip(itertools.cycle(IMAGES), range(metafunc.config.getoption("--power-cuts")))
+        metafunc.parametrize("release, cut", list(itertools.starmap(group, cuts)))
+
+
+def moment_of_cut(host: SimulatedHost) -> Callable[[], None]:
+    """A random moment of the whole boot, or of the time in which the unit runs."""
+    seconds = random.uniform(0, 3)
+    if random.random() < 0.4:
+        return lambda: time.sleep(seconds)
+
+    def soon_after_the_first_request() -> None:
+        deadline = time.monotonic() + 20
+        while not host.requests and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(seconds / 3)
+
+    return soon_after_the_first_request
+
+
+def progress(root: Path, host: SimulatedHost) -> str:
+    """How far the machine got before the cut, as far as it shows from outside."""
+    if not (root / UNIT_LINK).is_symlink():
+        return "disabled"
+    if (root / "etc/hostname").read_text() != "image-name\n":
+        return "named"
+    if host.accepted:
+        return "Ready accepted"
+    return "Ready not accepted" if host.requests else "nothing requested"
+
+
+def test_after_a_power_cut_the_next_boot_puts_it_right(
+    cut: int, root: Path, host: SimulatedHost, record_property: Callable[..., None]
+) -> None:
+    cut_power(root, moment_of_cut(host))
+    reached = progress(root, host)
+    record_property("power cut", reached)
+    assert (root / "etc/hostname").read_text() in ("image-name\n", "myvm\n")
+    if reached == "disabled":
+        assert len(host.accepted) == 1
+        assert_nothing_happens_at(lambda: boot_container(root), host, "myvm")
+    else:
+        host.accepted.clear()
+        assert boot_container(root) == good_end("myvm")
+        assert len(host.accepted) == 1
+
+
+# ---- Virtual machines: a real kernel, and a network that DHCP brings up some time in the boot
+
+NETWORK = """\
+printf '[Match]\\nType=ether\\n[Network]\\nDHCP=ipv4\\n' >/etc/systemd/network/dhcp.network
+systemctl enable systemd-networkd.service systemd-networkd-wait-online.service
+"""
+WITH_KERNEL = [name for name, image in IMAGES.items() if KERNEL in image.packages]
+
+
+@pytest.mark.parametrize("release", [group(name, kind="VM") for name in WITH_KERNEL])
+def test_a_virtual_machine_boots_when_its_network_is_there(
+    root: Path, host: SimulatedHost, tmp_path: Path
+) -> None:
+    emulation = EMULATIONS.get(platform.machine())
+    require(emulation, f"QEMU's options for {platform.machine()} are missing in machines.py")
+    assert emulation
+    require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
+    in_checkout(root, NETWORK)
+    with dhcp(tmp_path):
+        disk = make_disk(root, tmp_path)
+        report = boot_vm(emulation, disk, root / "boot")
+        # No line tells of trouble: the unit has waited for the network.
+        assert report._replace(platform=[]) == good_end("myvm")
+        assert {ASSET_TAG, "OPTION_245=a83f8110"} <= set(report.platform), "it is not like Azure"
+        assert len(host.accepted) == 1
+
+        def second_boot() -> Report:
+            return boot_vm(emulation, disk, root / "boot")._replace(platform=[])
+
+        assert_nothing_happens_at(second_boot, host, "myvm")
