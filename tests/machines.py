@@ -205,9 +205,9 @@ def dhcp(directory: Path) -> Iterator[None]:
         server.wait()
 
 
-def make_disk(root: Path, directory: Path) -> Path:
-    """Return an ext4 file system with the content of *root*."""
-    disk = directory / "disk"
+def make_disk(root: Path) -> Path:
+    """Return a file beside *root* that is an ext4 file system with its content."""
+    disk = root.parent / "disk"
     run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
     return disk
 

@@ -7,6 +7,7 @@ which the simulated host has the platform's addresses.
 import itertools
 import platform
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -35,13 +36,6 @@ from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 UNIT_LINK = "etc/systemd/system/multi-user.target.wants/azure-provisioning.service"
 LINES = readme.block("## See that it worked").splitlines()
 NETWORK_LATE, WIRESERVER_LATE = 10, 15  # seconds
-# Cuts the script short as a user would; the rest of the unit stays as it is.
-DROP_IN = """\
-[Service]
-ExecStart=
-ExecStart=/usr/bin/python3 -I -S /usr/local/sbin/azure_provisioning.py --timeout=2
-ExecStart=/bin/systemctl disable azure-provisioning.service
-"""
 
 
 def group(release: str, *values: object, kind: str = "container") -> ParameterSet:
@@ -198,14 +192,21 @@ FAILED_BOOTS = {
 }
 
 
+def cut_short(root: Path) -> None:
+    """Give the script two seconds, as a user would; all else stays as the unit has it."""
+    unit = root / "etc/systemd/system/azure-provisioning.service"
+    script, *more = re.findall("^ExecStart=.*", unit.read_text(), re.MULTILINE)
+    drop_in = Path(f"{unit}.d", "short.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("\n".join(["[Service]", "ExecStart=", f"{script} --timeout=2", *more]))
+
+
 @each_release
 @pytest.mark.parametrize("boot", FAILED_BOOTS.values(), ids=FAILED_BOOTS.keys())
 def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     root: Path, host: SimulatedHost, boot: FailedBoot
 ) -> None:
-    drop_in = root / "etc/systemd/system/azure-provisioning.service.d/short.conf"
-    drop_in.parent.mkdir()
-    drop_in.write_text(DROP_IN)
+    cut_short(root)
     boot.trouble(host)
     report = boot_container(root)
     assert report._replace(journal=[]) == Report(
@@ -294,16 +295,14 @@ WITH_KERNEL = [name for name, image in IMAGES.items() if KERNEL in image.package
 
 
 @pytest.mark.parametrize("release", [group(name, kind="VM") for name in WITH_KERNEL])
-def test_a_virtual_machine_boots_when_its_network_is_there(
-    root: Path, host: SimulatedHost, tmp_path: Path
-) -> None:
+def test_a_virtual_machine_boots_when_its_network_is_there(root: Path, host: SimulatedHost) -> None:
     emulation = EMULATIONS.get(platform.machine())
     require(emulation, f"QEMU's options for {platform.machine()} are missing in machines.py")
     assert emulation
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
     in_checkout(root, NETWORK)
-    with dhcp(tmp_path):
-        disk = make_disk(root, tmp_path)
+    with dhcp(root.parent):
+        disk = make_disk(root)
         report = boot_vm(emulation, disk, root / "boot")
         # No line tells of trouble: the unit has waited for the network.
         assert report._replace(platform=[]) == good_end("myvm")
