@@ -31,7 +31,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
-SLACK = 2  # seconds that a start of Python and a busy machine may add
+SLACK = 5  # seconds that a start of Python and a busy machine may add
 
 
 def pytest_report_header() -> List[str]:
@@ -66,6 +66,13 @@ def require(condition: object, what: str) -> None:
 def require_tools(*programs: str) -> None:
     missing = [program for program in programs if not shutil.which(program)]
     require(not missing, f"not installed: {', '.join(missing)}")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 @pytest.fixture
