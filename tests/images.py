@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Optional, Sequence
 
 import readme
 from sandbox import REPOSITORY
@@ -22,7 +22,6 @@ LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
 class Image(NamedTuple):
     suite: str
     packages: str = ""  # besides PACKAGES
-    mirror: str = ""  # mmdebstrap knows Debian's
 
 
 # Keep the README's table of what boots in step with this.
@@ -46,27 +45,18 @@ def build(name: str, directory: Path) -> Path:
         if not stamp.exists() or stamp.read_text() != recipe:
             stamp.unlink(missing_ok=True)
             shutil.rmtree(root, ignore_errors=True)
-            with open(directory / f"{name}.log", "w") as log:
-                subprocess.run(
-                    [
-                        "nsenter",
-                        f"--net={os.environ['OUTER_NETWORK']}",  # to download, and for nothing else
-                        "mmdebstrap",
-                        "--variant=minbase",
-                        "--format=directory",
-                        "--aptopt=Acquire::Retries 3",
-                        "--dpkgopt=force-unsafe-io",
-                        *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
-                        f"--include={PACKAGES},{image.packages}",
-                        image.suite,
-                        str(root),
-                        *image.mirror.split(),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    check=True,
-                )
+            run(
+                "nsenter",
+                "--net=" + os.environ["OUTER_NETWORK"],  # to download, and for nothing else
+                *"mmdebstrap --variant=minbase --format=directory --quiet".split(),
+                "--aptopt=Acquire::Retries 3",
+                "--dpkgopt=force-unsafe-io",
+                *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
+                f"--include={PACKAGES},{image.packages}",
+                image.suite,
+                str(root),
+                pass_fds=[lock.fileno()],  # so that another run waits even if this one is killed
+            )
             stamp.write_text(recipe)
     return root
 
@@ -101,10 +91,17 @@ def in_checkout(root: Path, commands: str) -> None:
     run("unshare", "--mount", "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
 
 
-def run(*command: str, cwd: "str | Path | None" = None) -> None:
+def run(*command: str, cwd: Optional[Path] = None, pass_fds: Sequence[int] = ()) -> None:
     """Run a command; when it fails, tell what it printed."""
     done = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        cwd=cwd,
+        pass_fds=pass_fds,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout}")

@@ -28,9 +28,9 @@ systemctl is-system-running --wait >/witness.running
     echo "== status"; systemctl show --property=ExecMainStatus --value azure-provisioning.service
     echo "== kernel_name"; cat /proc/sys/kernel/hostname
     echo "== stored_name"; cat /etc/hostname
-    echo "== journal"
+    echo "== journal"; journalctl --sync
     journalctl --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
-    echo "== platform"
+    echo "== platform"; systemd-detect-virt --quiet --container ||  # the rest is another machine's
     cat /sys/class/dmi/id/chassis_asset_tag /run/systemd/netif/leases/*
 } >/witness.partial 2>/dev/null
 mv /witness.partial /witness
@@ -67,6 +67,7 @@ def install_witness(root: Path) -> None:
 
 
 def parse_report(text: str) -> Report:
+    assert text, "the machine is off, and has written no report"
     values = dict(re.findall(r"^== (\w+)\n((?:(?!== ).*\n)*)", text, re.MULTILINE))
     lists = ("failed", "journal", "platform")
     return Report(**{k: v.splitlines() if k in lists else v.strip() for k, v in values.items()})
@@ -126,12 +127,11 @@ def cut_power(root: Path, moment: Callable[[], None]) -> None:
 def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a container from the disk; kill it, if it still runs, at the end."""
     hierarchies = [one for one in CGROUPS if os.path.exists(f"{one}/cgroup.procs")]
-    # A group of its own: systemd would otherwise take it for a service's with the same name.
-    name = f"azure-provisioning-test-{os.getpid()}"
-    groups = [Path(one, name) for one in hierarchies]
-    for group in groups:
-        group.mkdir()
+    # Each has its own control groups: in the same ones, two guests would end each other's services.
+    groups = [Path(one, f"azure-provisioning-test-{os.getpid()}") for one in hierarchies]
     try:
+        for group in groups:
+            group.mkdir(exist_ok=True)
         process = start(
             *"unshare --mount --mount-proc --pid --fork --kill-child".split(),
             *("sh", "-euc", LAUNCH, "sh", " ".join(map(str, groups))),
@@ -160,7 +160,8 @@ def kill_container(process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 10
     while process.poll() is None:
         for child in children.read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
         if time.monotonic() > deadline:
@@ -193,6 +194,7 @@ def dhcp(directory: Path) -> Iterator[None]:
     routes = f"168.63.129.16/32,{GATEWAY},169.254.169.254/32,{GATEWAY},0.0.0.0/0,{GATEWAY}"
     server = start(
         *"dnsmasq --conf-file=/dev/null --keep-in-foreground --port=0 --leasefile-ro".split(),
+        *"--user=root --group=root".split(),  # with another user it would forget --pdeathsig
         *f"--pid-file --interface={TAP} --bind-interfaces --dhcp-range=10.0.0.4,10.0.0.9".split(),
         f"--dhcp-option=option:classless-static-route,{routes}",
         "--dhcp-option-force=245,168.63.129.16",

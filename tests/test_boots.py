@@ -4,20 +4,19 @@ Each machine, a container or at the end of this file a virtual machine, has a ne
 which the simulated host has the platform's addresses.
 """
 
-import itertools
 import platform
 import random
 import re
 import threading
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple
 
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 import readme
-from conftest import require, require_tools
+from conftest import require, require_tools, wait_until
 from images import IMAGES, KERNEL, fresh_disk, in_checkout, install
 from machines import (
     ASSET_TAG,
@@ -38,12 +37,7 @@ LINES = readme.block("## See that it worked").splitlines()
 NETWORK_LATE, WIRESERVER_LATE = 10, 15  # seconds
 
 
-def group(release: str, *values: object, kind: str = "container") -> ParameterSet:
-    """A release, and other parameters; one worker runs all tests of a release and a kind."""
-    return pytest.param(release, *values, marks=pytest.mark.xdist_group(f"{release} {kind}"))
-
-
-each_release = pytest.mark.parametrize("release", list(map(group, IMAGES)))
+each_release = pytest.mark.parametrize("release", IMAGES)
 
 
 @pytest.fixture
@@ -101,7 +95,9 @@ def network_late(host: SimulatedHost) -> None:
         for number, address in enumerate(PLATFORM_ADDRESSES):
             set_address(number, address)
 
-    threading.Timer(NETWORK_LATE, come_up).start()
+    timer = threading.Timer(NETWORK_LATE, come_up)
+    timer.daemon = True
+    timer.start()
 
 
 class FirstBoot(NamedTuple):
@@ -192,13 +188,14 @@ FAILED_BOOTS = {
 }
 
 
-def cut_short(root: Path) -> None:
-    """Give the script two seconds, as a user would; all else stays as the unit has it."""
+def cut_short(root: Path) -> Path:
+    """Return a drop-in that gives the script two seconds; all else stays as the unit has it."""
     unit = root / "etc/systemd/system/azure-provisioning.service"
     script, *more = re.findall("^ExecStart=.*", unit.read_text(), re.MULTILINE)
     drop_in = Path(f"{unit}.d", "short.conf")
     drop_in.parent.mkdir()
     drop_in.write_text("\n".join(["[Service]", "ExecStart=", f"{script} --timeout=2", *more]))
+    return drop_in
 
 
 @each_release
@@ -206,7 +203,7 @@ def cut_short(root: Path) -> None:
 def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     root: Path, host: SimulatedHost, boot: FailedBoot
 ) -> None:
-    cut_short(root)
+    drop_in = cut_short(root)
     boot.trouble(host)
     report = boot_container(root)
     assert report._replace(journal=[]) == Report(
@@ -224,6 +221,7 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     assert report.journal[-1] == boot.says
     assert len(host.accepted) == boot.accepted
 
+    drop_in.unlink()
     host.faults.clear()
     for service in host.servers:
         host.listen(service)
@@ -238,24 +236,32 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "cut" in metafunc.fixturenames:
-        cuts = zip(itertools.cycle(IMAGES), range(metafunc.config.getoption("--power-cuts")))
-        metafunc.parametrize("release, cut", list(itertools.starmap(group, cuts)))
+    if "moment" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--power-cuts")
+        pairs = list(islice(zip(cycle(IMAGES), cycle(MOMENTS)), count))
+        metafunc.parametrize("release, moment", pairs)
 
 
-def moment_of_cut(host: SimulatedHost) -> Callable[[], None]:
-    """A random moment of the whole boot, or of the time in which the unit runs."""
-    seconds = random.uniform(0, 3)
-    if random.random() < 0.4:
-        return lambda: time.sleep(seconds)
+class Moment(NamedTuple):
+    """When to cut: some time after the platform got its nth request; 0: was switched on."""
 
-    def soon_after_the_first_request() -> None:
-        deadline = time.monotonic() + 20
-        while not host.requests and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(seconds / 3)
+    requests: int
+    seconds: float
 
-    return soon_after_the_first_request
+
+# By the requests that a boot makes: the goal state, the report, IMDS's compute document.
+MOMENTS = {
+    "any-time": Moment(0, 3),
+    "goal-state": Moment(1, 0.05),
+    "report": Moment(2, 0.05),
+    "name": Moment(3, 0.3),
+    "end": Moment(3, 2),
+}
+
+
+def wait_for(moment: Moment, host: SimulatedHost) -> None:
+    wait_until(lambda: len(host.requests) >= moment.requests)
+    time.sleep(random.uniform(0, moment.seconds))
 
 
 def progress(root: Path, host: SimulatedHost) -> str:
@@ -270,9 +276,9 @@ def progress(root: Path, host: SimulatedHost) -> str:
 
 
 def test_after_a_power_cut_the_next_boot_puts_it_right(
-    cut: int, root: Path, host: SimulatedHost, record_property: Callable[..., None]
+    moment: str, root: Path, host: SimulatedHost, record_property: Callable[..., None]
 ) -> None:
-    cut_power(root, moment_of_cut(host))
+    cut_power(root, lambda: wait_for(MOMENTS[moment], host))
     reached = progress(root, host)
     record_property("power cut", reached)
     assert (root / "etc/hostname").read_text() in ("image-name\n", "myvm\n")
@@ -294,7 +300,7 @@ systemctl enable systemd-networkd.service systemd-networkd-wait-online.service
 WITH_KERNEL = [name for name, image in IMAGES.items() if KERNEL in image.packages]
 
 
-@pytest.mark.parametrize("release", [group(name, kind="VM") for name in WITH_KERNEL])
+@pytest.mark.parametrize("release", WITH_KERNEL)
 def test_a_virtual_machine_boots_when_its_network_is_there(root: Path, host: SimulatedHost) -> None:
     emulation = EMULATIONS.get(platform.machine())
     require(emulation, f"QEMU's options for {platform.machine()} are missing in machines.py")
