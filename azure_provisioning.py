@@ -60,10 +60,10 @@ RETRY_SECONDS, RETRY_AFTER_MAX = 1, 60
 STEP_SECONDS = 30  # one request and its whole answer, or one run of hostnamectl
 CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each attempt sends new ones
 BODY_MAX, FRAME_MAX = 1 << 20, 1 << 16  # bytes of a body, and of what HTTP wraps it in
-DEPTH_MAX, VALUE_MAX = 50, 1000  # nested elements, characters; a goal state has 6 and 45
+DEPTH_MAX, VALUE_MAX, PARTS_MAX = 50, 1000, 20000  # elements deep, characters, values; of a body
 TIMEOUT_MAX = 86400  # seconds, for --timeout
 REPEAT_SECONDS, LINES_MAX = 60, 20  # in that time, no line again without news, nor more lines
-LINE_MAX = 400  # characters
+LINE_MAX, REASON_MAX = 400, 300  # characters, of a line and of what went wrong in it
 EXIT_OK, EXIT_NOT_READY, EXIT_USAGE, EXIT_NOT_NAMED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
@@ -126,8 +126,7 @@ def parse_compute_document(body: bytes) -> str:
     """Return the computer name, else the VM's, from IMDS's JSON, or raise ValueError."""
     import json  # not needed before Ready
 
-    # No number matters here, and int() would take very long over a very long one.
-    document = json.loads(body, parse_int=float)
+    document = json.loads(body, parse_int=float)  # int() takes very long over a very long number
     profile = document.get("osProfile") if isinstance(document, dict) else []
     if not isinstance(profile, (dict, type(None))):
         raise ValueError("it is no JSON object with an osProfile object")
@@ -197,13 +196,12 @@ def step(name: str) -> "Iterator[None]":
     try:
         yield
     except Exception as error:
-        plain = isinstance(error, (StepFailed, OSError, ValueError))
-        reason = str(error) if plain else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, (StepFailed, OSError, ValueError)) else repr(error)
         if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
             # Some images let only root reach WireServer (coreos/bugs issue 2468).
             reason += " (you are not root: try again as root)"
         status, delay = getattr(error, "status", 0), getattr(error, "delay", RETRY_SECONDS)
-        raise StepFailed(f"{name} failed: {reason}", status, delay) from error
+        raise StepFailed(f"{name} failed: {reason[:REASON_MAX]}", status, delay) from error
 
 
 class BoundedSocket(socket.socket):
@@ -255,6 +253,8 @@ def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes
                 raise ValueError("the answer is longer than 1 MiB")
             if response.length:
                 raise ValueError("the answer is cut short")
+            if sum(map(body.count, b"={[,")) > PARTS_MAX:  # parsed, each may take 240 bytes
+                raise ValueError("the answer has too many parts")
             return body
 
 
@@ -286,16 +286,16 @@ def verify_host_name(name: str) -> None:
 
 def write_etc_hostname(name: str) -> None:
     """Replace /etc/hostname in one go: a power cut leaves the old name or the new one."""
-    temporary = ETC_HOSTNAME + ".azure-provisioning"  # always the same: kills leave one at most
+    temporary = ETC_HOSTNAME + ".azure-provisioning"
     try:
-        with open(temporary, "wb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0) as file:  # fails once if a kill has left one
             file.write(name.encode() + b"\n")
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.rename(temporary, ETC_HOSTNAME)
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)  # is there only if that failed
+            os.unlink(temporary)
 
 
 def report_ready(options: Options, deadline: float) -> None:

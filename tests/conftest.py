@@ -31,6 +31,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
+MEMORY_MAX = 40 << 10  # KiB, for any run of the script
 SLACK = 5  # seconds that a start of Python and a busy machine may add
 
 
@@ -41,6 +42,7 @@ def pytest_report_header() -> List[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
+    parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -82,7 +84,7 @@ def isolated() -> None:
 
 @pytest.fixture
 def image(release: str, isolated: None, pytestconfig: pytest.Config) -> Path:
-    """The root file system of a Debian; its tests keep to one worker, see xdist_group."""
+    """The root file system of a Debian."""
     require(os.environ["ROOT"], "only root can build and boot a root file system")
     require_tools("mmdebstrap", "mount", "nsenter", "setpriv", "unshare")
     assert pytestconfig.cache
@@ -123,6 +125,11 @@ class Machine:
         return sandbox.names(str(self.directory))
 
     @property
+    def peak_memory(self) -> int:
+        """Of the last run, in KiB."""
+        return int((self.directory / "peak-memory").read_text())
+
+    @property
     def hostnamectl_calls(self) -> List[str]:
         log = self.directory / "hostnamectl.log"
         return log.read_text().splitlines() if log.exists() else []
@@ -151,8 +158,8 @@ def command(host: SimulatedHost, machine: Machine) -> List[str]:
 
 
 @pytest.fixture
-def run(command: List[str]) -> Run:
-    """Run the script to its end; no run ever prints a traceback."""
+def run(command: List[str], machine: Machine) -> Run:
+    """Run the script to its end; no run ever prints a traceback, or takes much memory."""
 
     def run(
         *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
@@ -168,6 +175,7 @@ def run(command: List[str]) -> Run:
             env={**os.environ, **(env or {})},
         )
         assert "Traceback" not in done.stderr, done.stderr
+        assert machine.peak_memory < MEMORY_MAX
         seconds = time.monotonic() - start
         return Result(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
 

@@ -11,6 +11,10 @@ import os
 import socket
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = os.path.join(REPOSITORY, "azure_provisioning.py")
 
@@ -37,8 +41,11 @@ def create(directory: str) -> None:
 
 
 def names(directory: str) -> "list[str]":
-    """Return the machine's two host names: the kernel's and the stored one."""
-    stored = read(os.path.join(directory, "etc", "hostname")).strip()
+    """Return the machine's two host names: the kernel's and the stored one, "" if there is none."""
+    try:
+        stored = read(os.path.join(directory, "etc", "hostname")).strip()
+    except OSError:
+        stored = ""
     return [read(os.path.join(directory, "kernel")), stored]
 
 
@@ -52,8 +59,20 @@ def read(path: str) -> str:
         return file.read()
 
 
-def guard_network() -> None:
-    """End the process if it connects to anything but loopback."""
+def peak_memory() -> int:
+    """Return the most memory that this process has had so far, in KiB."""
+    (line,) = [one for one in read("/proc/self/status").splitlines() if one.startswith("VmHWM:")]
+    return int(line.split()[1])
+
+
+def take_over(directory: str, replace: "Callable[[Any, str, object], None]" = setattr) -> None:
+    """Have *directory* be the machine for azure_provisioning; *replace* does it, and may undo it.
+
+    And end the process if it would connect to anything but loopback.
+    """
+    import azure_provisioning  # not for those who only create a machine
+
+    kernel = os.path.join(directory, "kernel")
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: "tuple[str, int]") -> None:
@@ -61,7 +80,11 @@ def guard_network() -> None:
             sys.exit(f"sandbox: refused to connect to {address[0]}")
         connect(self, address)
 
-    socket.socket.connect = guarded  # type: ignore[assignment, method-assign]
+    replace(socket.socket, "connect", guarded)
+    replace(socket, "gethostname", lambda: read(kernel))
+    replace(socket, "sethostname", lambda name: write(kernel, name))
+    replace(os, "environ", dict(os.environ, PATH=os.path.join(directory, "bin")))
+    replace(azure_provisioning, "ETC_HOSTNAME", os.path.join(directory, "etc", "hostname"))
 
 
 def main() -> int:
@@ -70,19 +93,14 @@ def main() -> int:
     directory = os.path.abspath(sys.argv.pop(1))
     if not os.path.exists(directory):
         create(directory)
-    kernel = os.path.join(directory, "kernel")
     sys.path.insert(0, REPOSITORY)
-    import azure_provisioning  # not for those who only create a machine
+    import azure_provisioning
 
-    def sethostname(name: str) -> None:
-        write(kernel, name)
-
-    guard_network()
-    os.environ["PATH"] = os.path.join(directory, "bin")
-    azure_provisioning.ETC_HOSTNAME = os.path.join(directory, "etc", "hostname")
-    socket.gethostname = lambda: read(kernel)
-    socket.sethostname = sethostname
-    return azure_provisioning.main()
+    take_over(directory)
+    try:
+        return azure_provisioning.main()
+    finally:
+        write(os.path.join(directory, "peak-memory"), str(peak_memory()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 WIRESERVER_VERSIONS = ("2012-11-30", "2015-04-05")
 IMDS_VERSIONS = ("2017-08-01", "2018-10-01", "2019-06-01", "2020-07-15", "2021-02-01")
@@ -102,6 +103,22 @@ def status_fault(text: str) -> Fault:
 def body_fault(body: bytes, content_type: str = "text/plain") -> Fault:
     """A perfectly good 200 with *body*."""
     return lambda handler: handler.send(Answer(200, body, content_type))
+
+
+def changed_body(change: Callable[[bytes], bytes], content_type: str = "") -> Fault:
+    """The right answer, but for its body."""
+
+    def fault(handler: "Handler") -> None:
+        answer = handler.answer()
+        content_type_now = content_type or answer.content_type
+        handler.send(answer._replace(body=change(answer.body), content_type=content_type_now))
+
+    return fault
+
+
+def framed(frame: Callable[[bytes], bytes]) -> Fault:
+    """The right answer's body in another HTTP message, then the end of the connection."""
+    return lambda handler: handler.send_raw(frame(handler.answer().body))
 
 
 def raw_fault(data: bytes) -> Fault:
@@ -221,6 +238,7 @@ class SimulatedHost:
         wireserver: Tuple[str, int] = ("127.0.0.1", 0),
         imds: Tuple[str, int] = ("127.0.0.1", 0),
         imds_versions: Tuple[str, ...] = IMDS_VERSIONS,
+        imds_rate: int = IMDS_REQUESTS_A_SECOND,
         on_request: Callable[[Request], None] = lambda _: None,
     ) -> None:
         self.vm = vm or Vm()
@@ -231,7 +249,7 @@ class SimulatedHost:
         self.accepted: List[bytes] = []  # health reports
         self.stopping = threading.Event()
         self.lock = threading.Lock()
-        self.imds_times: Deque[float] = collections.deque(maxlen=IMDS_REQUESTS_A_SECOND)
+        self.imds_times: Deque[float] = collections.deque(maxlen=imds_rate)
         self.faults: Dict[str, List[ArmedFault]] = collections.defaultdict(list)
         self.servers: Dict[str, Server] = {}
         for service, address in (("wireserver", wireserver), ("imds", imds)):
@@ -282,7 +300,11 @@ class SimulatedHost:
         times: Optional[int] = None,
         seconds: Optional[float] = None,
     ) -> None:
-        """Answer *endpoint*, or all of a service, with *fault*; faults queue up."""
+        """Answer *endpoint*, or all of a service, with *fault*; faults queue up.
+
+        The endpoints wireserver-accept and imds-accept are for faults that do not wait for a
+        request.
+        """
         name, fault = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
         until = None if seconds is None else time.monotonic() + seconds
         for one in ENDPOINTS.get(endpoint, (endpoint,)):
@@ -298,7 +320,8 @@ class SimulatedHost:
         return None
 
     def goal_state(self) -> bytes:
-        values = dict(self.vm._asdict(), incarnation=self.incarnation)
+        fields = dict(self.vm._asdict(), incarnation=self.incarnation)
+        values = {name: escape(str(value)) for name, value in fields.items()}
         return b"\xef\xbb\xbf" + GOAL_STATE.format(**values).encode()
 
     def health(self, headers: Dict[str, str], body: bytes) -> Answer:
@@ -411,6 +434,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     @property
     def host(self) -> SimulatedHost:
         return self.server.host
+
+    def handle(self) -> None:
+        armed = self.host.fault_for(f"{self.server.service}-accept")
+        if not armed:
+            super().handle()
+            return
+        with contextlib.suppress(OSError):  # before a request is read
+            armed.fault(self)
 
     def handle_request(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -573,7 +604,9 @@ def main() -> None:
     vm = Vm(options.name, options.computer_name)
     versions = OLD_IMDS_VERSIONS if options.old_imds else IMDS_VERSIONS
     try:
-        host = SimulatedHost(vm, options.wireserver, options.imds, versions, print_request)
+        host = SimulatedHost(
+            vm, options.wireserver, options.imds, versions, on_request=print_request
+        )
     except OSError as error:
         parser.error(f"cannot listen there: {error}")
     with host:

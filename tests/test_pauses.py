@@ -1,0 +1,149 @@
+"""How long and how often: every pause, on a clock that the tests control."""
+
+from typing import List
+
+import pytest
+
+from conftest import Machine
+from on_our_clock import Run, script
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault, status_fault
+
+SLACK = 0.9  # seconds of real time that the requests may take
+
+
+@pytest.fixture
+def run(machine: Machine, host: SimulatedHost) -> Run:
+    return script(machine, host)
+
+
+def test_a_healthy_boot_has_no_pause(run: Run) -> None:
+    result = run()
+    assert (result.status, result.pauses) == (0, [])
+
+
+@pytest.mark.parametrize("endpoint", ["goalstate", "health", "compute", "name"])
+@pytest.mark.parametrize("fault", ["500", "404", "409", "close", "body=", "not-http"])
+def test_what_fails_is_tried_again_every_second(
+    host: SimulatedHost, run: Run, endpoint: str, fault: str
+) -> None:
+    host.imds_versions = OLD_IMDS_VERSIONS if endpoint == "name" else host.imds_versions
+    host.misbehave(endpoint, fault, times=7)
+    result = run()
+    assert result.status == 0
+    falls_back = (endpoint, fault) == ("compute", "404")
+    accepts = (endpoint, fault) == ("health", "body=")
+    assert result.pauses == ([] if falls_back or accepts else [1] * 7)
+
+
+@pytest.mark.parametrize(
+    "endpoint, options, seconds",
+    [
+        ("goalstate", [], 1200),
+        ("health", [], 1200),
+        ("compute", [], 300),
+        ("goalstate", ["--timeout=7"], 7),
+        ("compute", ["--timeout=7"], 7),
+        ("goalstate", ["--timeout=86400"], 86400),
+    ],
+)
+def test_at_the_deadline_there_is_one_last_attempt(
+    host: SimulatedHost, run: Run, endpoint: str, options: List[str], seconds: int
+) -> None:
+    host.misbehave(endpoint, status_fault("429,Retry-After=60" if seconds > 1200 else "500"))
+    result = run(*options)
+    assert result.status == (3 if endpoint == "compute" else 1)
+    assert seconds <= result.seconds < seconds + SLACK
+    # All pauses are whole ones, but the last, which ends at the deadline.
+    pause = 60 if seconds > 1200 else 1
+    assert set(result.pauses[:-1]) == {pause}
+    assert 0 < result.pauses[-1] <= pause
+    assert result.err[-1].endswith("; giving up")
+
+
+def test_ready_may_take_its_time_and_the_name_has_its_own(host: SimulatedHost, run: Run) -> None:
+    host.misbehave("goalstate", "500", times=1000)
+    host.misbehave("compute", "500", times=250)
+    result = run()
+    assert result.status == 0
+    assert result.pauses == [1] * 1250
+
+
+@pytest.mark.parametrize(
+    "status, value, pause",
+    [
+        (503, "0", 1),
+        (503, "1", 1),
+        (503, "2", 2),
+        (429, "59", 59),
+        (429, "60", 60),
+        (503, "61", 60),
+        (503, "9" * 1000, 60),
+        (503, "-5", 1),
+        (503, "2.5", 1),
+        (503, "Wed, 21 Oct 2026 07:28:00 GMT", 1),
+        (500, "30", 1),
+        (502, "30", 1),
+        (404, "30", 1),
+    ],
+)
+@pytest.mark.parametrize("endpoint", ["goalstate", "health", "name"])
+def test_a_retry_after_is_heeded(
+    host: SimulatedHost, run: Run, endpoint: str, status: int, value: str, pause: int
+) -> None:
+    host.imds_versions = OLD_IMDS_VERSIONS if endpoint == "name" else host.imds_versions
+    answer = f"HTTP/1.1 {status} Wait\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n"
+    host.misbehave(endpoint, raw_fault(answer.encode()), times=1)
+    assert run().pauses == [pause]
+
+
+def test_a_retry_after_does_not_outlast_the_deadline(host: SimulatedHost, run: Run) -> None:
+    host.misbehave("goalstate", "503,Retry-After=60")
+    result = run("--timeout=90")
+    assert result.pauses[0] == 60
+    assert 29 <= result.pauses[1] <= 30
+
+
+# ---- What is printed, and when
+
+
+def remarks(result: object) -> List[str]:
+    return [line.partition("; ")[2] for line in result.err]  # type: ignore[attr-defined]
+
+
+def test_a_failure_that_lasts_is_printed_every_minute(host: SimulatedHost, run: Run) -> None:
+    host.misbehave("goalstate", "500")
+    result = run("--timeout=125")
+    assert remarks(result) == [
+        "trying again for 125 s",
+        "trying again for 65 s",
+        "trying again for 5 s",
+        "giving up",
+    ]
+    assert len(result.out) == 3, "the step, too, is printed every minute"
+
+
+def test_a_failure_that_changes_is_printed_at_once(host: SimulatedHost, run: Run) -> None:
+    for status in ("500", "503", "500"):
+        host.misbehave("goalstate", status, times=2)
+    assert [line.split()[6] for line in run().err] == ["500", "503", "500"]
+
+
+def test_failures_that_take_turns_are_printed_twenty_times_a_minute(
+    host: SimulatedHost, run: Run
+) -> None:
+    for status in ("500", "503") * 100:
+        host.misbehave("goalstate", status, times=1)
+    result = run("--timeout=119")
+    # Each minute has one line for the step.
+    assert len(result.err) == 19 + 19 + 1
+    assert result.err[-1].endswith("; giving up")
+
+
+def test_failures_that_all_differ_are_printed_twenty_times_a_minute(
+    host: SimulatedHost, run: Run
+) -> None:
+    for number in range(200):
+        host.misbehave("goalstate", raw_fault(b"HTTP/1.1 500 Error %d\r\n\r\n" % number), times=1)
+    result = run("--timeout=59")
+    assert len(result.err) == 19 + 1
+    assert result.err[-1].endswith("; giving up")

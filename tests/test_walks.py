@@ -1,0 +1,164 @@
+"""Random walks over the fault table: many faults in a row, everywhere, at once.
+
+A walk arms faults at every endpoint, lets the VM's identity change under way, and gives the machine
+a hostnamectl and an /etc/hostname of some kind; then the script runs, on our clock, and what
+test_faults.py demands of every run must hold. Then all is put right, and the next run ends well.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import azure_provisioning
+from conftest import Machine
+from on_our_clock import script
+from simulated_host import OLD_IMDS_VERSIONS, Fault, SimulatedHost, Vm, body_fault
+from test_faults import (
+    BAD_COMPUTE_DOCUMENTS,
+    BAD_GOAL_STATES,
+    ENDPOINTS,
+    FAULTS,
+    GOOD_COMPUTE_DOCUMENTS,
+    GOOD_GOAL_STATES,
+    VARIANTS,
+    check,
+    outcome,
+)
+from test_host_name import UNFIT
+
+PARTS = 4  # for as many workers
+STEP_SECONDS = 0.05  # of real time, for a peer that is silent or slow
+
+
+def move_on(handler: Any) -> None:
+    """The VM gets another identity just before the request, which is answered as it deserves."""
+    host = handler.host
+    host.incarnation += 1
+    number = host.incarnation
+    host.vm = host.vm._replace(container_id=f"container-{number}", instance_id=f"instance-{number}")
+    handler.send(handler.answer())
+
+
+def accept_and_close(handler: Any) -> None:
+    """The platform accepts the report, if it is right, but nobody hears of it."""
+    handler.host.health(handler.header_dict(), handler.body)
+
+
+def told_well(fault: Fault) -> Fault:
+    """The platform accepts the report, if it is right, and something is wrong after the status."""
+
+    def accept(handler: Any) -> None:
+        if handler.host.health(handler.header_dict(), handler.body).status == 200:
+            fault(handler)
+        else:
+            handler.send(handler.answer())
+
+    return accept
+
+
+FOR_ENDPOINT: Dict[str, Dict[str, Fault]] = {
+    "goalstate": {**BAD_GOAL_STATES, **GOOD_GOAL_STATES},
+    "health": {"accepts-and-closes": accept_and_close},
+    "compute": {
+        name: body_fault(body.encode())
+        for name, body in {**BAD_COMPUTE_DOCUMENTS, **GOOD_COMPUTE_DOCUMENTS}.items()
+    },
+    "name": {},
+}
+ALL = {e: {**FAULTS, **VARIANTS, **FOR_ENDPOINT[e], "moves-on": move_on} for e in ENDPOINTS}
+for name, fault in FAULTS.items():
+    if outcome("health", name) == "passes":
+        ALL["health"][name] = told_well(fault)
+
+
+class Step(NamedTuple):
+    endpoint: str
+    fault: str
+    times: int
+
+
+steps = st.sampled_from([(e, f) for e in ENDPOINTS for f in ALL[e]]).flatmap(
+    lambda pair: st.builds(Step, st.just(pair[0]), st.just(pair[1]), st.integers(1, 4))
+)
+
+
+class Setting(NamedTuple):
+    """What the machine and the platform are like during a walk."""
+
+    hostnamectl: str
+    etc_hostname: str
+    old_imds: bool
+    computer_name: str
+    timeout: int
+
+
+settings_of_a_walk = st.builds(
+    Setting,
+    st.sampled_from(["works", "is missing", *UNFIT]),
+    st.sampled_from(["is a file", "is missing", "is a link", "is a directory"]),
+    st.booleans(),
+    st.text(max_size=80),
+    st.sampled_from([2, 10, 30]),
+)
+
+
+def arrange(setting: Setting, machine: Machine, host: SimulatedHost) -> None:
+    if setting.hostnamectl != "works":
+        machine.install_hostnamectl(UNFIT.get(setting.hostnamectl, ""))
+    path = machine.etc / "hostname"
+    if setting.etc_hostname != "is a file":
+        path.unlink()
+    if setting.etc_hostname == "is a link":
+        path.symlink_to(machine.directory / "target")
+    if setting.etc_hostname == "is a directory":
+        path.mkdir()
+    host.imds_versions = OLD_IMDS_VERSIONS if setting.old_imds else host.imds_versions
+
+
+def walk(directory: Path, setting: Setting, path: List[Step]) -> None:
+    machine = Machine(directory)
+    vm = Vm(name="web_11", computer_name=setting.computer_name)
+    with SimulatedHost(vm, imds_rate=1000) as host:
+        arrange(setting, machine, host)
+        old_names = machine.names
+        for step in path:
+            host.misbehave(step.endpoint, ALL[step.endpoint][step.fault], times=step.times)
+        run = script(machine, host)
+        result = run(f"--timeout={setting.timeout}")
+        check(result, host, machine, setting.timeout, old_names)
+
+        host.faults.clear()
+        host.accepted.clear()
+        host.vm = host.vm._replace(computer_name="web000011")
+        if (machine.etc / "hostname").is_dir():
+            (machine.etc / "hostname").rmdir()
+        again = run("--timeout=5")
+        assert (again.status, len(host.accepted)) == (0, 1)
+        name = "web-11" if setting.old_imds else "web000011"
+        assert machine.names == [name, name]
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_random_walk_over_all_faults_loses_nothing(
+    part: int, pytestconfig: pytest.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(azure_provisioning, "STEP_SECONDS", STEP_SECONDS)
+    count = 0
+
+    @settings(
+        max_examples=pytestconfig.getoption("--walks") // PARTS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(settings_of_a_walk, st.lists(steps, max_size=12))
+    def walks(setting: Setting, path: List[Step]) -> None:
+        nonlocal count
+        count += 1
+        walk(tmp_path / str(count), setting, path)
+
+    walks()
