@@ -28,10 +28,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     outer_network = os.open("/proc/self/ns/net", os.O_RDONLY)
     os.environ["OUTER_NETWORK"] = f"/proc/{os.getpid()}/fd/{outer_network}"
     os.environ["NOT_ISOLATED"] = isolate()
-    os.environ["PYTHONS"] = json.dumps(interpreters.find())
+    if "PYTHONS" not in os.environ:  # mutants.py needs only one
+        os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
 MEMORY_MAX = 40 << 10  # KiB, for any run of the script
+# As in the unit; but to measure coverage in the script's process site-packages must be there.
+FLAGS = ["-I"] if "COVERAGE_PROCESS_CONFIG" in os.environ else ["-I", "-S"]
 SLACK = 5  # seconds that a start of Python and a busy machine may add
 
 
@@ -152,9 +155,16 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def command(host: SimulatedHost, machine: Machine) -> List[str]:
-    """The script on *machine*, against *host*; flags as in the unit."""
-    flags = ["-I", "-S", "-W", "error"]
-    return [sys.executable, *flags, sandbox.__file__, str(machine.directory), *host.options()]
+    """The script on *machine*, against *host*."""
+    return [
+        sys.executable,
+        *FLAGS,
+        "-W",
+        "error",
+        sandbox.__file__,
+        str(machine.directory),
+        *host.options(),
+    ]
 
 
 @pytest.fixture

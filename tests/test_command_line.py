@@ -11,13 +11,14 @@ import pytest
 
 import azure_provisioning as script
 import sandbox
+from conftest import FLAGS, PYTHONS, require
 
 # The script as it is: a mistake in it must not send anything to Azure's addresses.
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def call(*arguments: str, python: str = sys.executable) -> Tuple[int, str, str]:
-    command = [python, "-I", "-S", sandbox.SCRIPT, *arguments]
+    command = [python, *FLAGS, sandbox.SCRIPT, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     return done.returncode, done.stdout, done.stderr
 
@@ -72,7 +73,7 @@ def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) 
 
 def test_help_for_a_reader_that_goes_away_is_no_trouble() -> None:
     # The reader has gone before the script starts, so that it always finds a closed pipe.
-    command = [sys.executable, "-I", "-S", sandbox.SCRIPT, "--help"]
+    command = [sys.executable, *FLAGS, sandbox.SCRIPT, "--help"]
     shell = ["sh", "-c", '(sleep 0.2; "$@" 2>&1 >&3; echo $?) 3>&1 >&4 | true', "sh", *command]
     done = subprocess.run(
         ["sh", "-c", 'exec 4>&1; exec "$@"', "sh", *shell],
@@ -133,3 +134,7 @@ def test_what_is_not_needed_before_ready_is_not_imported() -> None:
         check=True,
     )
     assert done.stdout == "\n"
+
+
+def test_there_are_many_pythons_to_run_it_on() -> None:
+    require(len(PYTHONS) >= 5, f"only {len(PYTHONS)} CPythons were found")

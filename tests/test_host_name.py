@@ -110,9 +110,23 @@ def test_a_symbolic_link_is_replaced_and_not_followed(run: Run, direct: Machine)
     assert target.read_text() == "old-name\n"
 
 
-def test_a_temporary_file_that_a_kill_left_is_used_again(run: Run, direct: Machine) -> None:
-    (direct.etc / "hostname.azure-provisioning").write_text("a longer half-written name")
-    assert run().status == 0
+@pytest.mark.parametrize("kind", ["file", "FIFO", "link"])
+def test_what_is_in_the_place_of_the_temporary_file_is_removed(
+    run: Run, direct: Machine, kind: str
+) -> None:
+    path = direct.etc / "hostname.azure-provisioning"
+    target = direct.directory / "target"
+    target.write_text("untouched")
+    if kind == "file":
+        path.write_text("a half-written name, left by a kill")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    result = run()
+    assert result.status == 0
+    assert result.seconds < 1 + SLACK
+    assert target.read_text() == "untouched"
     assert direct.names == NAMES
     assert os.listdir(direct.etc) == ["hostname"]
 

@@ -147,3 +147,14 @@ def test_failures_that_all_differ_are_printed_twenty_times_a_minute(
     result = run("--timeout=59")
     assert len(result.err) == 19 + 1
     assert result.err[-1].endswith("; giving up")
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_only_who_is_not_root_is_told_to_be(
+    host: SimulatedHost, run: Run, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr("azure_provisioning.STEP_SECONDS", 0.1)
+    host.misbehave("goalstate", "silent", times=1)
+    hint = " (you are not root: try again as root)" if user else ""
+    assert run().err == [f"Goal state failed: timed out{hint}; trying again for 1200 s"]

@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Sequence, Tuple
 
 import pytest
 
 import sandbox
-from conftest import require
+from conftest import FLAGS, require
 from namespace import PLATFORM_ADDRESSES, set_address
 from simulated_host import SimulatedHost, Vm
 
@@ -47,7 +47,9 @@ def host(vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated
             yield host
 
 
-def boot(*options: str, prepare: str = "", python: str = sys.executable) -> Tuple[int, List[str]]:
+def boot(
+    *options: str, prepare: str = "", python: str = sys.executable, prefix: Sequence[str] = ()
+) -> Tuple[int, List[str]]:
     """Run the script on a machine of its own; return its status, and its output and the names."""
     for program in ("unshare", "hostname", "mount"):
         require(shutil.which(program), f"{program} is not installed")
@@ -60,9 +62,9 @@ def boot(*options: str, prepare: str = "", python: str = sys.executable) -> Tupl
             "-ec",
             MACHINE.format(prepare=prepare),
             "sh",
+            *prefix,
             python,
-            "-I",
-            "-S",
+            *FLAGS,
             sandbox.SCRIPT,
             *options,
         ],
@@ -83,14 +85,23 @@ def test_without_any_option_it_does_the_whole_job(host: SimulatedHost, python: s
     assert len(host.accepted) == 1
 
 
-def test_a_network_that_comes_late_is_only_a_delay(host: SimulatedHost) -> None:
-    set_address(0, "0.0.0.0")
-    timer = threading.Timer(2.5, set_address, (0, PLATFORM_ADDRESSES[0]))
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (0, "Goal state failed: [Errno 101] Network is unreachable; trying again for 1200 s"),
+        (1, "Compute document failed: [Errno 101] Network is unreachable; trying again for 300 s"),
+    ],
+)
+def test_a_network_that_comes_late_is_only_a_delay(
+    host: SimulatedHost, number: int, line: str
+) -> None:
+    set_address(number, "0.0.0.0")
+    timer = threading.Timer(2.5, set_address, (number, PLATFORM_ADDRESSES[number]))
     timer.start()
     status, lines = boot()
     timer.join()
     assert status == 0
-    assert "Goal state failed: [Errno 101] Network is unreachable; trying again for 1200 s" in lines
+    assert line in lines
     assert lines[-3:-1] == ["kernel: web000011", "stored: web000011"]
     assert len(host.accepted) == 1
 
@@ -127,6 +138,15 @@ def run_as(user: List[str], *options: str) -> Tuple[int, str]:
             check=False,
         )
     return done.returncode, done.stderr
+
+
+def test_a_kernel_that_refuses_the_name_has_it_after_the_next_boot(host: SimulatedHost) -> None:
+    require(shutil.which("setpriv"), "setpriv is not installed")
+    status, lines = boot("--timeout=1", prefix=["/usr/bin/setpriv", "--bounding-set=-sys_admin"])
+    assert status == 3
+    assert any("Host name failed: [Errno 1] Operation not permitted" in line for line in lines)
+    assert lines[-3:] == ["kernel: old-name", "stored: web000011", "files: hostname"]
+    assert len(host.accepted) == 1
 
 
 ROOT: List[str] = []

@@ -1,4 +1,4 @@
-"""Trouble at each endpoint: it is retried until it is over, or reported when the time is."""
+"""Trouble in real time: outages, slow peers, signals, and output that nobody takes."""
 
 import signal
 import socket
@@ -9,96 +9,10 @@ from typing import List
 
 import pytest
 
-from azure_provisioning import LINES_MAX
 from conftest import SLACK, Machine, Run, wait_until
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault
+from simulated_host import SimulatedHost, raw_fault
 
-STEPS = {
-    "goalstate": "Goal state",
-    "health": "Health report",
-    "compute": "Compute document",
-    "name": "Plain name",
-}
-STATUSES = "301 302 400 401 403 404 408 409 410 429 500 502 503 504".split()
-QUICK = [
-    *STATUSES,
-    "reset",
-    "close",
-    "not-http",
-    "truncated",
-    "truncated-chunk",
-    "bad-chunk",
-    "huge",
-    "negative-chunk",
-    "endless-chunks",
-    "endless-trailers",
-    "endless-100",
-    "endless-headers",
-    "endless-line",
-    "body=",
-    "body=<html>no</html>",
-    'body={"name": 7}',
-]
 SLOW = ["silent", "slow-headers", "slow-body"]
-# What is no fault: any 2xx is an acceptance, any text is a plain name, and after a 400 or a 404 to
-# the compute document the plain name is asked for at once.
-FINE = {
-    "goalstate": [],
-    "health": [
-        *("truncated", "truncated-chunk", "bad-chunk", "huge", "slow-body"),
-        *("negative-chunk", "endless-chunks", "endless-trailers"),
-        *(fault for fault in QUICK if fault.startswith("body=")),
-    ],
-    "compute": ["400", "404"],
-    "name": [fault for fault in QUICK if fault.startswith("body=")],
-}
-TROUBLE = [
-    (endpoint, fault) for endpoint in STEPS for fault in QUICK if fault not in FINE[endpoint]
-]
-ENDLESS = [
-    (endpoint, fault)
-    for endpoint in STEPS
-    for fault in ["500", "302", "close", *SLOW]
-    if fault not in FINE[endpoint]
-]
-
-
-def prepare(host: SimulatedHost, endpoint: str) -> None:
-    if endpoint == "name":
-        host.imds_versions = OLD_IMDS_VERSIONS
-
-
-@pytest.mark.parametrize("endpoint, fault", TROUBLE)
-def test_trouble_that_passes_is_only_a_delay(
-    host: SimulatedHost, run: Run, machine: Machine, endpoint: str, fault: str
-) -> None:
-    prepare(host, endpoint)
-    host.misbehave(endpoint, fault, times=1)
-    result = run("--timeout=10")
-    assert result.status == 0
-    assert len(host.accepted) == 1
-    name = "web-11" if endpoint == "name" else "web000011"
-    assert machine.names == [name, name]
-    (line,) = result.err
-    assert line.startswith(f"{STEPS[endpoint]} failed: ")
-    assert "; trying again for " in line
-    assert 1 <= result.seconds < 1 + SLACK
-
-
-@pytest.mark.parametrize("endpoint, fault", ENDLESS)
-def test_trouble_that_never_ends_is_reported_at_the_deadline(
-    host: SimulatedHost, run: Run, machine: Machine, endpoint: str, fault: str
-) -> None:
-    prepare(host, endpoint)
-    host.misbehave(endpoint, fault)
-    result = run("--timeout=2")
-    reported = endpoint in ("compute", "name")
-    assert result.status == (3 if reported else 1)
-    assert len(host.accepted) == reported
-    assert machine.names == ["old-name", "old-name"]
-    assert result.err[-1].startswith(f"{STEPS[endpoint]} failed: ")
-    assert result.err[-1].endswith("; giving up")
-    assert 2 <= result.seconds < 2 + SLACK
 
 
 @pytest.mark.parametrize("service", ["wireserver", "imds"])
@@ -158,22 +72,6 @@ def test_each_attempt_fetches_the_goal_state_anew(host: SimulatedHost, run: Run)
     assert b"<GoalStateIncarnation>3<" in host.accepted[0]
 
 
-@pytest.mark.parametrize("endpoint", ["goalstate", "health", "compute"])
-@pytest.mark.parametrize("status", ["429", "503"])
-def test_retry_after_is_honoured(host: SimulatedHost, run: Run, endpoint: str, status: str) -> None:
-    host.misbehave(endpoint, f"{status},Retry-After=3", times=1)
-    result = run()
-    assert result.status == 0
-    assert 3 <= result.seconds < 3 + SLACK
-
-
-def test_retry_after_does_not_outlast_the_deadline(host: SimulatedHost, run: Run) -> None:
-    host.misbehave("goalstate", "503,Retry-After=3600")
-    result = run("--timeout=2")
-    assert result.status == 1
-    assert 2 <= result.seconds < 2 + SLACK
-
-
 def test_a_return_at_the_very_end_is_still_seen(host: SimulatedHost, run: Run) -> None:
     host.misbehave("goalstate", "503,Retry-After=60", times=1)
     assert run("--timeout=2").status == 0
@@ -192,52 +90,6 @@ def test_imds_trouble_does_not_delay_ready(host: SimulatedHost, command: List[st
         wait_until(lambda: host.accepted)
         assert process.poll() is None
     assert process.returncode == 3
-
-
-def test_the_same_failure_is_printed_once(host: SimulatedHost, run: Run) -> None:
-    host.misbehave("goalstate", "500")
-    result = run("--timeout=5")
-    assert len(host.requests) >= 5
-    assert result.out == [f"Fetching the goal state from {host.url('wireserver')}"]
-    assert result.err == [
-        "Goal state failed: the answer is 500 Internal Server Error; trying again for 5 s",
-        "Goal state failed: the answer is 500 Internal Server Error; giving up",
-    ]
-
-
-def test_a_failure_that_lasts_is_printed_again_after_a_minute(
-    host: SimulatedHost, run: Run
-) -> None:
-    host.misbehave("goalstate", "500")
-    result = run("--timeout=62")
-    assert [line.partition("; ")[2] for line in result.err] == [
-        "trying again for 62 s",
-        "trying again for 2 s",
-        "giving up",
-    ]
-
-
-def test_a_failure_that_returns_is_printed_again(host: SimulatedHost, run: Run) -> None:
-    for status in ("500", "503", "500"):
-        host.misbehave("goalstate", status, times=2)
-    assert [line.split()[6] for line in run().err] == ["500", "503", "500"]
-
-
-def test_failures_that_take_turns_do_not_flood_the_journal(host: SimulatedHost, run: Run) -> None:
-    for status in ("500", "503") * 20:
-        host.misbehave("goalstate", status, times=1)
-    result = run("--timeout=30")
-    assert len(host.requests) >= 25
-    assert len(result.err) == LINES_MAX
-
-
-def test_failures_that_all_differ_do_not_flood_the_journal(host: SimulatedHost, run: Run) -> None:
-    for number in range(100):
-        host.misbehave("goalstate", raw_fault(b"HTTP/1.1 500 Error %d\r\n\r\n" % number), times=1)
-    result = run("--timeout=30")
-    assert len(host.requests) >= 25
-    assert len(result.err) == LINES_MAX
-    assert result.err[-1].endswith("; giving up")
 
 
 def test_another_failure_is_printed_at_once(host: SimulatedHost, run: Run) -> None:

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Change the script in every way that cosmic-ray knows; each change must make a test fail.
+
+Usage: mutants.py [WORKERS]
+
+Runs in copies of the checkout, so that nothing here is changed meanwhile. Prints the mutants that
+survive, but for those in EQUIVALENT; the exit status is 0 if there is none.
+"""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import List, NamedTuple, Tuple
+
+from sandbox import REPOSITORY
+
+WORKERS = 3  # most of the time is waiting
+CONFIG = """\
+[cosmic-ray]
+module-path = "azure_provisioning.py"
+timeout = 600
+test-command = "sh check.sh"
+[cosmic-ray.distributor]
+name = "local"
+"""
+# First what is quick, then everything; the boots would take too long, and test the unit.
+CHECK = """\
+export PYTHONS='{{"this": "{python}"}}'
+test() {{ timeout --kill-after=5 "$@"; }}
+pytest="{python} -m pytest -q -x -p no:cacheprovider"
+test 90 $pytest -n0 tests/test_parsing.py tests/test_command_line.py tests/test_pauses.py &&
+test 400 $pytest -n6 --walks=40 --ignore=tests/test_boots.py
+"""
+
+
+class Mutant(NamedTuple):
+    line: int
+    old: str
+    new: str
+
+
+# (a line, what becomes of it): why no test can tell the difference.
+EQUIVALENT: dict[Tuple[str, str], str] = {}
+
+
+def copy_checkout(directory: Path) -> None:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for file in files.stdout.splitlines():
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(REPOSITORY, file), directory / file)
+
+
+def prepare(directory: Path, worker: int, workers: int) -> None:
+    """Make a copy of the checkout with a cosmic-ray session of one worker's mutants."""
+    copy_checkout(directory)
+    (directory / "check.sh").write_text(CHECK.format(python=sys.executable))
+    (directory / "config.toml").write_text(CONFIG)
+    cosmic_ray(directory, "init").wait()
+    with sqlite3.connect(directory / "session.sqlite") as session:
+        rows = session.execute(
+            "SELECT job_id FROM mutation_specs ORDER BY operator_name, occurrence"
+        )
+        others = [row for rank, row in enumerate(rows.fetchall()) if rank % workers != worker]
+        for table in ("mutation_specs", "work_items"):
+            session.executemany(f"DELETE FROM {table} WHERE job_id = ?", others)
+
+
+def cosmic_ray(directory: Path, command: str) -> "subprocess.Popen[bytes]":
+    program = Path(sys.executable).parent / "cosmic-ray"
+    return subprocess.Popen([program, command, "config.toml", "session.sqlite"], cwd=directory)
+
+
+def survivors(directory: Path) -> Tuple[int, List[Mutant]]:
+    """Return how many mutants were tested, and those that no test caught."""
+    with sqlite3.connect(directory / "session.sqlite") as session:
+        rows = session.execute(
+            "SELECT start_pos_row, test_outcome, diff FROM work_results NATURAL JOIN mutation_specs"
+        ).fetchall()
+    found = []
+    for line, result, diff in rows:
+        if result == "SURVIVED":
+            changed = [text for text in diff.splitlines() if text[:1] in "+-"][2:]
+            old, new = (
+                " ".join(text[1:].strip() for text in changed if text[0] == sign) for sign in "-+"
+            )
+            found.append(Mutant(line, old, new))
+    return len(rows), found
+
+
+def main() -> int:
+    workers = int(sys.argv[1]) if sys.argv[1:] else WORKERS
+    with tempfile.TemporaryDirectory() as directory:
+        shards = [Path(directory, str(worker)) for worker in range(workers)]
+        for worker, shard in enumerate(shards):
+            prepare(shard, worker, workers)
+        subprocess.run(["sh", "check.sh"], cwd=shards[0], check=True)  # nothing is killed by itself
+        for process in [cosmic_ray(shard, "exec") for shard in shards]:
+            process.wait()
+        results = [survivors(shard) for shard in shards]
+    tested = sum(count for count, _ in results)
+    alive = sorted(mutant for _, found in results for mutant in found)
+    equivalent = [mutant for mutant in alive if (mutant.old, mutant.new) in EQUIVALENT]
+    rest = [mutant for mutant in alive if mutant not in equivalent]
+    for mutant in rest:
+        print(f"line {mutant.line}:\n  - {mutant.old}\n  + {mutant.new}")
+    print(f"{tested} mutants, {len(equivalent)} equivalent, {len(rest)} survived")
+    return 1 if rest or not tested else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
