@@ -16,6 +16,8 @@ import sandbox
 from conftest import Machine
 from simulated_host import SimulatedHost
 
+PAUSES_MAX = 2000
+
 
 class Result(NamedTuple):
     status: int
@@ -41,6 +43,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0
+        assert len(self.pauses) < PAUSES_MAX, "it never ends"
         self.pauses.append(seconds)
 
 

@@ -41,7 +41,7 @@ def retry_after(status: int, value: str) -> Fault:
     return response(f"Retry-After: {value}|Content-Length: 0", b"", f"HTTP/1.1 {status} Wait")
 
 
-STATUSES = "301 302 400 401 403 404 408 409 410 429 500 502 503 504".split()
+STATUSES = "300 301 302 400 401 403 404 408 409 410 429 500 502 503 504".split()
 FAULTS: Dict[str, Fault] = {
     **{status: make_fault(status) for status in STATUSES},
     # With a redirect to where the right answer is.
@@ -64,6 +64,7 @@ FAULTS: Dict[str, Fault] = {
     "status-four-digits": response(status_line="HTTP/1.1 2000 OK"),
     "status-negative": response(status_line="HTTP/1.1 -200 OK"),
     "status-future-http": response(status_line="HTTP/9.9 200 OK"),
+    "status-199": response(status_line="HTTP/1.1 199 Almost"),
     "status-nul": raw_fault(b"\0" * 1000),
     "status-long": response(status_line="HTTP/1.1 200 " + "O" * 100_000),
     # Headers.
@@ -308,6 +309,18 @@ def test_the_right_answer_is_understood_however_it_is_told(
     check(result, host, machine, 5)
     assert (result.status, result.err) == (0, [])
     assert machine.names[0] == ("web-11" if endpoint == "name" else "web000011")
+
+
+@pytest.mark.parametrize(("headers", "fits"), [(60_000, True), (70_000, False)])
+def test_a_body_of_1_mib_may_be_wrapped_in_64_kib(
+    host: SimulatedHost, run: Run, headers: int, fits: bool
+) -> None:
+    document = b'{"name": "web000011"}'.ljust(MIB)
+    lines = "|".join(["X-Header: " + "x" * (headers // 10)] * 10)
+    host.misbehave("compute", response(f"Content-Length: {MIB}|{lines}", document))
+    result = run("--timeout=0.3")
+    assert result.status == (0 if fits else 3)
+    assert fits or "longer than 1 MiB" in result.err[-1]
 
 
 # ---- What the documents say

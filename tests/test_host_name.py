@@ -1,6 +1,7 @@
 """Where hostnamectl does not do it, the script does; or it says that it could not."""
 
 import os
+import re
 import stat
 import subprocess
 import time
@@ -57,7 +58,7 @@ def test_a_hostnamectl_that_hangs_gets_thirty_seconds(run: Run, machine: Machine
     assert result.status == 0
     assert machine.names == NAMES
     assert 30 <= result.seconds < 30 + SLACK
-    assert "timed out after" in result.err[0]
+    assert re.search(r"timed out after (30|29\.9\d*) seconds", result.err[0])
 
 
 def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(

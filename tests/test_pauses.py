@@ -1,9 +1,12 @@
 """How long and how often: every pause, on a clock that the tests control."""
 
+import socket
+import time
 from typing import List
 
 import pytest
 
+import azure_provisioning
 from conftest import Machine
 from on_our_clock import Run, script
 from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault, status_fault
@@ -39,11 +42,10 @@ def test_what_fails_is_tried_again_every_second(
     "endpoint, options, seconds",
     [
         ("goalstate", [], 1200),
-        ("health", [], 1200),
         ("compute", [], 300),
         ("goalstate", ["--timeout=7"], 7),
         ("compute", ["--timeout=7"], 7),
-        ("goalstate", ["--timeout=86400"], 86400),
+        ("health", ["--timeout=3600"], 3600),
     ],
 )
 def test_at_the_deadline_there_is_one_last_attempt(
@@ -61,11 +63,11 @@ def test_at_the_deadline_there_is_one_last_attempt(
 
 
 def test_ready_may_take_its_time_and_the_name_has_its_own(host: SimulatedHost, run: Run) -> None:
-    host.misbehave("goalstate", "500", times=1000)
-    host.misbehave("compute", "500", times=250)
+    host.misbehave("goalstate", "503,Retry-After=60", times=19)
+    host.misbehave("compute", "503,Retry-After=60", times=4)
     result = run()
     assert result.status == 0
-    assert result.pauses == [1] * 1250
+    assert result.pauses == [60] * 23
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,12 @@ def test_a_retry_after_does_not_outlast_the_deadline(host: SimulatedHost, run: R
     result = run("--timeout=90")
     assert result.pauses[0] == 60
     assert 29 <= result.pauses[1] <= 30
+
+
+def test_a_deadline_that_has_passed_is_a_timeout() -> None:
+    assert 0 < azure_provisioning.seconds_left(time.monotonic() + 5) <= 5
+    with pytest.raises(socket.timeout):
+        azure_provisioning.seconds_left(time.monotonic())
 
 
 # ---- What is printed, and when
@@ -158,3 +166,12 @@ def test_only_who_is_not_root_is_told_to_be(
     host.misbehave("goalstate", "silent", times=1)
     hint = " (you are not root: try again as root)" if user else ""
     assert run().err == [f"Goal state failed: timed out{hint}; trying again for 1200 s"]
+
+
+def test_a_line_has_400_characters_and_a_reason_300(host: SimulatedHost, run: Run) -> None:
+    host.vm = host.vm._replace(container_id="x" * 1000)
+    host.misbehave("goalstate", raw_fault(b"HTTP/1.1 500 " + b"x" * 1000 + b"\r\n\r\n"), times=1)
+    result = run()
+    assert len(result.out[1]) == 400
+    (line,) = result.err
+    assert len(line.partition(";")[0]) == len("Goal state failed: ") + 300
