@@ -83,7 +83,8 @@ def survivors(directory: Path) -> Tuple[int, List[Mutant]]:
     found = []
     for line, result, diff in rows:
         if result == "SURVIVED":
-            changed = [text for text in diff.splitlines() if text[:1] in "+-"][2:]
+            marks = ("+++", "---")
+            changed = [t for t in diff.splitlines() if t[:1] in "+-" and not t.startswith(marks)]
             old, new = (
                 " ".join(text[1:].strip() for text in changed if text[0] == sign) for sign in "-+"
             )
