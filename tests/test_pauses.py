@@ -1,7 +1,6 @@
 """How long and how often: every pause, on a clock that the tests control."""
 
 import socket
-import time
 from typing import List
 
 import pytest
@@ -105,10 +104,51 @@ def test_a_retry_after_does_not_outlast_the_deadline(host: SimulatedHost, run: R
     assert 29 <= result.pauses[1] <= 30
 
 
-def test_a_deadline_that_has_passed_is_a_timeout() -> None:
-    assert 0 < azure_provisioning.seconds_left(time.monotonic() + 5) <= 5
+class StoppedClock:
+    """Stands for the time module; it moves when a test says so."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0, "it would never end"
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    clock = StoppedClock()
+    monkeypatch.setattr(azure_provisioning, "time", clock)
+    monkeypatch.setattr(azure_provisioning, "said", [])
+    return clock
+
+
+def test_at_the_deadline_it_is_too_late(clock: StoppedClock) -> None:
+    assert azure_provisioning.seconds_left(clock.now + 5) == 5
     with pytest.raises(socket.timeout):
-        azure_provisioning.seconds_left(time.monotonic())
+        azure_provisioning.seconds_left(clock.now)
+
+
+def test_the_attempt_at_the_deadline_is_the_last(clock: StoppedClock) -> None:
+    attempts = []
+
+    def attempt(options: object, deadline: float) -> None:
+        attempts.append((clock.now, deadline))
+        raise azure_provisioning.StepFailed("it failed")
+
+    assert not azure_provisioning.persist(attempt, azure_provisioning.DEFAULTS, 2)
+    assert attempts == [(1000, 1002), (1001, 1002), (1002, 1003)]
+
+
+def test_a_line_may_come_again_after_exactly_a_minute(
+    clock: StoppedClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        azure_provisioning.say("a line")
+        clock.now += 30
+    assert capsys.readouterr().out.splitlines() == ["a line", "a line"]
 
 
 # ---- What is printed, and when
