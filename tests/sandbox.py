@@ -30,7 +30,7 @@ printf '%s' "$name" >"$machine/kernel"
 
 
 def create(directory: str) -> None:
-    """Make *directory*, which must not exist, a machine with the host name old-name."""
+    """Make *directory*, new or empty, a machine with the host name old-name."""
     os.makedirs(os.path.join(directory, "etc"))
     os.makedirs(os.path.join(directory, "bin"))
     write(os.path.join(directory, "etc", "hostname"), "old-name\n")
@@ -91,7 +91,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: sandbox.py DIR [OPTION]..., with the options of azure_provisioning.py")
     directory = os.path.abspath(sys.argv.pop(1))
-    if not os.path.exists(directory):
+    if not os.path.exists(os.path.join(directory, "kernel")):
         create(directory)
     sys.path.insert(0, REPOSITORY)
     import azure_provisioning

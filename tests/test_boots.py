@@ -293,10 +293,7 @@ def test_after_a_power_cut_the_next_boot_puts_it_right(
 
 # ---- Virtual machines: a real kernel, and a network that DHCP brings up some time in the boot
 
-NETWORK = """\
-printf '[Match]\\nType=ether\\n[Network]\\nDHCP=ipv4\\n' >/etc/systemd/network/dhcp.network
-systemctl enable systemd-networkd.service systemd-networkd-wait-online.service
-"""
+NETWORK = readme.block("### A network with systemd-networkd")
 WITH_KERNEL = [name for name, image in IMAGES.items() if KERNEL in image.packages]
 
 
