@@ -59,7 +59,7 @@ ETC_HOSTNAME = "/etc/hostname"
 RETRY_SECONDS, RETRY_AFTER_MAX = 1, 60
 STEP_SECONDS = 30  # one request and its whole answer, or one run of hostnamectl
 CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each attempt sends new ones
-BODY_MAX, FRAME_MAX = 1 << 20, 1 << 16  # bytes of a body, and of what HTTP wraps it in
+BODY_MAX, ANSWER_MAX = 1 << 20, 17 << 16  # bytes of a body, and with what HTTP wraps it in
 DEPTH_MAX, VALUE_MAX, PARTS_MAX = 50, 1000, 20000  # elements deep, characters, values; of a body
 TIMEOUT_MAX = 86400  # seconds, for --timeout
 REPEAT_SECONDS, LINES_MAX = 60, 20  # in that time, no line again without news, nor more lines
@@ -105,7 +105,6 @@ def parse_goal_state(body: bytes) -> GoalState:
         path.pop()
 
     parser = expat.ParserCreate()
-    parser.buffer_text = True
     parser.StartElementHandler = start
     parser.CharacterDataHandler = text
     parser.EndElementHandler = end
@@ -150,17 +149,17 @@ def make_host_name(name: str) -> str:
     return label
 
 
-def retry_delay(status: int, retry_after: "Optional[str]") -> float:
+def retry_delay(status: int, retry_after: str) -> float:
     """Return the seconds to the next attempt; only a Retry-After in whole seconds counts."""
-    if status not in (429, 503) or not re.match(r"[0-9]+\Z", retry_after or ""):
+    if status not in (429, 503) or not re.match(r"[0-9]+\Z", retry_after):
         return RETRY_SECONDS
-    return min(max(float(retry_after or 0), RETRY_SECONDS), RETRY_AFTER_MAX)
+    return min(max(float(retry_after), RETRY_SECONDS), RETRY_AFTER_MAX)
 
 
 def parse_endpoint(url: str) -> str:
     """Return *url*, less a final slash, if it is http://HOST[:PORT]; otherwise raise ValueError."""
-    match = re.match(r"(http://(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?)/?\Z", url, re.A | re.I)
-    if not match or not 1 <= int(match.group(2) or 80) <= 65535:
+    match = re.match(r"(?ai)(http://(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?)/?\Z", url)
+    if not match or not 1 <= int(match.group(2) or "80") <= 65535:
         raise ValueError(f"{url!a} is not http://HOST[:PORT]")
     return match.group(1)
 
@@ -183,9 +182,11 @@ def say(line: str, remark: str = "", error: bool = False) -> None:
 
 
 class StepFailed(Exception):
-    """A step failed, with HTTP *status* or 0; it may be tried again after *delay* seconds."""
+    """A step failed, with an HTTP *status* or not; try again after *delay* seconds."""
 
-    def __init__(self, text: str, status: int = 0, delay: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self, text: str, status: "Optional[int]" = None, delay: float = RETRY_SECONDS
+    ) -> None:
         super().__init__(text)
         self.status, self.delay = status, delay
 
@@ -200,14 +201,14 @@ def step(name: str) -> "Iterator[None]":
         if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
             # Some images let only root reach WireServer (coreos/bugs issue 2468).
             reason += " (you are not root: try again as root)"
-        status, delay = getattr(error, "status", 0), getattr(error, "delay", RETRY_SECONDS)
+        status, delay = getattr(error, "status", None), getattr(error, "delay", RETRY_SECONDS)
         raise StepFailed(f"{name} failed: {reason[:REASON_MAX]}", status, delay) from error
 
 
 class BoundedSocket(socket.socket):
     """A socket that reads for one answer, until *deadline* and no more bytes than *budget*."""
 
-    deadline, budget = 0.0, BODY_MAX + FRAME_MAX
+    deadline, budget = 0.0, ANSWER_MAX
 
     def recv_into(self, *arguments: "object") -> int:
         self.settimeout(seconds_left(self.deadline))  # it would start anew with each byte
@@ -244,7 +245,7 @@ def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes
         with connection.getresponse() as response:
             status = f"{response.status} {response.reason}".strip()
             if not 200 <= response.status < 300:
-                delay = retry_delay(response.status, response.getheader("Retry-After"))
+                delay = retry_delay(response.status, response.getheader("Retry-After", ""))
                 raise StepFailed(f"the answer is {status}", response.status, delay)
             if report:  # the status alone is the acceptance
                 return status.encode()

@@ -28,7 +28,7 @@ WRONG = [
     ["--timeout", "-1"],
     ["--timeout", "nan"],
     ["--timeout", "inf"],
-    ["--timeout", "86401"],
+    ["--timeout", "86400.01"],
     ["--timeout", "soon"],
     ["--timeout", "1\n2"],
     ["--timeout", "caf\u00e9"],
@@ -113,6 +113,22 @@ def test_the_deadlines_are_twenty_and_five_minutes_or_the_timeout(
     monkeypatch.setattr(sys, "argv", ["azure_provisioning.py", *options])
     assert script.main() == 0
     assert given == expected
+
+
+@pytest.mark.parametrize("text", ["0.001", "1", "86400"])
+def test_a_timeout_may_be_anything_up_to_a_day(text: str) -> None:
+    assert script.parse_arguments(["--timeout", text]).timeout == float(text)
+
+
+def test_of_several_unexpected_arguments_the_first_is_named() -> None:
+    assert "'one'" in call("one", "two")[2]
+
+
+def test_the_unit_needs_no_getopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "getopt", None)
+    monkeypatch.setattr(script, "persist", lambda *_: True)
+    monkeypatch.setattr(sys, "argv", ["azure_provisioning.py"])
+    assert script.main() == 0
 
 
 def test_deadlines_count_on_no_clock_that_can_be_set() -> None:

@@ -1,7 +1,9 @@
 """The pure functions: what goes in, what comes out, what is refused."""
 
 import json
-from typing import Dict, Optional, Tuple
+import socket
+import time
+from typing import Dict, Tuple
 from xml.etree import ElementTree
 from xml.parsers.expat import ExpatError
 
@@ -228,7 +230,6 @@ def test_every_host_name_is_valid_or_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "status, header, expected",
     [
-        (503, None, 1),
         (503, "5", 5),
         (429, "5", 5),
         (500, "5", 1),
@@ -245,7 +246,7 @@ def test_every_host_name_is_valid_or_refused(name: str) -> None:
     ],
 )
 def test_a_retry_after_in_seconds_is_honoured_up_to_a_minute(
-    status: int, header: Optional[str], expected: float
+    status: int, header: str, expected: float
 ) -> None:
     assert script.retry_delay(status, header) == expected
 
@@ -284,3 +285,20 @@ def test_an_endpoint_is_http_host_and_port(url: str) -> None:
 def test_any_other_endpoint_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not http://HOST"):
         script.parse_endpoint(url)
+
+
+def test_an_answer_may_have_64_kib_besides_its_body() -> None:
+    assert script.BoundedSocket.budget == (1024 + 64) * 1024
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_is_over_the_budget_is_refused_to_the_byte(more: int) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, script.BoundedSocket(fileno=ours.detach()) as bounded:
+        bounded.deadline, bounded.budget = time.monotonic() + 5, 7
+        theirs.send(b"x" * (7 + more))
+        if more:
+            with pytest.raises(ValueError, match="longer than 1 MiB"):
+                bounded.recv_into(bytearray(100))
+        else:
+            assert bounded.recv_into(bytearray(100)) == 7

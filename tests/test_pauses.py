@@ -8,7 +8,7 @@ import pytest
 import azure_provisioning
 from conftest import Machine
 from on_our_clock import Run, script
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, raw_fault, status_fault
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, body_fault, raw_fault, status_fault
 
 SLACK = 0.9  # seconds of real time that the requests may take
 
@@ -102,6 +102,30 @@ def test_a_retry_after_does_not_outlast_the_deadline(host: SimulatedHost, run: R
     result = run("--timeout=90")
     assert result.pauses[0] == 60
     assert 29 <= result.pauses[1] <= 30
+
+
+@pytest.mark.parametrize(("status", "accepted"), [(199, 0), (200, 1), (299, 1), (300, 0)])
+def test_acceptance_is_200_to_299(
+    host: SimulatedHost, run: Run, status: int, accepted: int
+) -> None:
+    host.misbehave("health", raw_fault(b"HTTP/1.1 %d Well\r\n\r\n" % status))
+    assert run("--timeout=1").status == (0 if accepted else 1)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(1 << 20, True), ((1 << 20) + 1, False)])
+def test_a_body_may_have_1_mib(host: SimulatedHost, run: Run, size: int, fits: bool) -> None:
+    host.misbehave("compute", body_fault(b'{"name": "web000011"}'.ljust(size)))
+    assert run("--timeout=1").status == (0 if fits else 3)
+
+
+@pytest.mark.parametrize(("count", "fits"), [(20_000, True), (20_001, False)])
+def test_a_body_may_have_20_000_parts(
+    host: SimulatedHost, run: Run, count: int, fits: bool
+) -> None:
+    members = ",".join(['"a":[{}]'] * ((count - 2) // 3))  # three marks each, with the comma
+    marks = "=" * (count - members.count(",") - 2 * members.count("[") - 2)
+    host.misbehave("compute", body_fault(f'{{{members},"name":"web000011{marks}"}}'.encode()))
+    assert run("--timeout=1").status == (0 if fits else 3)
 
 
 class StoppedClock:
