@@ -17,7 +17,7 @@ import images
 import interpreters
 import sandbox
 from namespace import isolate
-from simulated_host import SimulatedHost, Vm
+from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
@@ -104,6 +104,21 @@ def vm() -> Vm:
 def host(vm: Vm) -> Iterator[SimulatedHost]:
     with SimulatedHost(vm) as host:
         yield host
+
+
+HostFor = Callable[[str], SimulatedHost]
+
+
+@pytest.fixture
+def host_for(host: SimulatedHost) -> HostFor:
+    """A host that hears the request to an endpoint."""
+
+    def host_for(endpoint: str) -> SimulatedHost:
+        if endpoint == "name":
+            host.imds_versions = OLD_IMDS_VERSIONS
+        return host
+
+    return host_for
 
 
 class Machine:

@@ -310,6 +310,12 @@ class SimulatedHost:
         for one in ENDPOINTS.get(endpoint, (endpoint,)):
             self.faults[one].append(ArmedFault(name, fault, times, until))
 
+    def recover(self) -> None:
+        """Have no fault any more, and accept connections."""
+        self.faults.clear()
+        for service in self.servers:
+            self.listen(service)
+
     def fault_for(self, endpoint: str) -> Optional[ArmedFault]:
         with self.lock:
             queue = self.faults[endpoint]

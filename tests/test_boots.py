@@ -222,9 +222,7 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     assert len(host.accepted) == boot.accepted
 
     drop_in.unlink()
-    host.faults.clear()
-    for service in host.servers:
-        host.listen(service)
+    host.recover()
     host.incarnation += 1
     host.accepted.clear()
     line = LINES[1].replace("incarnation 1,", "incarnation 2,")

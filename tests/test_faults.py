@@ -6,14 +6,13 @@ test_real_system.py.
 """
 
 import re
-from typing import Any, Callable, Dict, List, Protocol
+from typing import Any, Dict, List, Protocol
 
 import pytest
 
-from conftest import SLACK, Machine, Run
+from conftest import SLACK, HostFor, Machine, Run
 from simulated_host import (
     CHUNKED,
-    OLD_IMDS_VERSIONS,
     Fault,
     SimulatedHost,
     body_fault,
@@ -132,6 +131,19 @@ NO_TEXT = [
 ]
 
 
+def accepted_then(fault: Fault) -> Fault:
+    """The platform accepts the report, if it is right, and then there is *fault*."""
+
+    def accept(handler: Any) -> None:
+        answer = handler.answer()
+        if answer.status == 200:
+            fault(handler)
+        else:
+            handler.send(answer)
+
+    return accept
+
+
 def outcome(endpoint: str, fault: str) -> str:
     """What is right: "fails", "passes" (it is no fault there), or "asks" for the plain name."""
     if endpoint == "health":
@@ -204,27 +216,12 @@ def fail_then_recover(
     assert result.err[-1].startswith(f"{step or STEPS[endpoint]} failed: ")
     assert result.err[-1].endswith("; giving up")
 
-    host.faults.clear()
-    for service in host.servers:
-        host.listen(service)
+    host.recover()
     again = run("--timeout=5")
     check(again, host, machine, 5)
     assert again.status == 0
 
 
-@pytest.fixture
-def host_for(host: SimulatedHost) -> Callable[[str], SimulatedHost]:
-    """A host that hears the request to an endpoint."""
-
-    def host_for(endpoint: str) -> SimulatedHost:
-        if endpoint == "name":
-            host.imds_versions = OLD_IMDS_VERSIONS
-        return host
-
-    return host_for
-
-
-HostFor = Callable[[str], SimulatedHost]
 CELLS = [(endpoint, fault) for endpoint in ENDPOINTS for fault in FAULTS]
 
 
@@ -247,24 +244,12 @@ def test_what_is_no_fault_at_a_step_is_none(
     host_for: HostFor, machine: Machine, run: Run, endpoint: str, fault: str
 ) -> None:
     host = host_for(endpoint)
-    if endpoint == "health":
-        accept_then(host, FAULTS[fault])
-    else:
-        host.misbehave(endpoint, FAULTS[fault])
+    wrong = FAULTS[fault]
+    host.misbehave(endpoint, accepted_then(wrong) if endpoint == "health" else wrong)
     result = run("--timeout=5")
     check(result, host, machine, 5)
     assert result.status == 0
     assert result.err == []
-
-
-def accept_then(host: SimulatedHost, fault: Fault) -> None:
-    """Accept all reports, and answer them with *fault*."""
-
-    def accept(handler: Any) -> None:
-        assert handler.host.health(handler.header_dict(), handler.body).status == 200
-        fault(handler)
-
-    host.misbehave("health", accept)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)

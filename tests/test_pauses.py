@@ -6,9 +6,10 @@ from typing import List
 import pytest
 
 import azure_provisioning
-from conftest import Machine
+from conftest import HostFor, Machine
 from on_our_clock import Run, script
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, body_fault, raw_fault, status_fault
+from simulated_host import SimulatedHost, body_fault, raw_fault, status_fault
+from test_faults import retry_after
 
 SLACK = 0.9  # seconds of real time that the requests may take
 
@@ -26,10 +27,9 @@ def test_a_healthy_boot_has_no_pause(run: Run) -> None:
 @pytest.mark.parametrize("endpoint", ["goalstate", "health", "compute", "name"])
 @pytest.mark.parametrize("fault", ["500", "404", "409", "close", "body=", "not-http"])
 def test_what_fails_is_tried_again_every_second(
-    host: SimulatedHost, run: Run, endpoint: str, fault: str
+    host_for: HostFor, run: Run, endpoint: str, fault: str
 ) -> None:
-    host.imds_versions = OLD_IMDS_VERSIONS if endpoint == "name" else host.imds_versions
-    host.misbehave(endpoint, fault, times=7)
+    host_for(endpoint).misbehave(endpoint, fault, times=7)
     result = run()
     assert result.status == 0
     falls_back = (endpoint, fault) == ("compute", "404")
@@ -89,11 +89,9 @@ def test_ready_may_take_its_time_and_the_name_has_its_own(host: SimulatedHost, r
 )
 @pytest.mark.parametrize("endpoint", ["goalstate", "health", "name"])
 def test_a_retry_after_is_heeded(
-    host: SimulatedHost, run: Run, endpoint: str, status: int, value: str, pause: int
+    host_for: HostFor, run: Run, endpoint: str, status: int, value: str, pause: int
 ) -> None:
-    host.imds_versions = OLD_IMDS_VERSIONS if endpoint == "name" else host.imds_versions
-    answer = f"HTTP/1.1 {status} Wait\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n"
-    host.misbehave(endpoint, raw_fault(answer.encode()), times=1)
+    host_for(endpoint).misbehave(endpoint, retry_after(status, value), times=1)
     assert run().pauses == [pause]
 
 
@@ -178,14 +176,10 @@ def test_a_line_may_come_again_after_exactly_a_minute(
 # ---- What is printed, and when
 
 
-def remarks(result: object) -> List[str]:
-    return [line.partition("; ")[2] for line in result.err]  # type: ignore[attr-defined]
-
-
 def test_a_failure_that_lasts_is_printed_every_minute(host: SimulatedHost, run: Run) -> None:
     host.misbehave("goalstate", "500")
     result = run("--timeout=125")
-    assert remarks(result) == [
+    assert [line.partition("; ")[2] for line in result.err] == [
         "trying again for 125 s",
         "trying again for 65 s",
         "trying again for 5 s",

@@ -6,7 +6,6 @@ run's own. PATH has no hostnamectl: a real one would reach the machine's systemd
 
 import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Iterator, List, Sequence, Tuple
 import pytest
 
 import sandbox
-from conftest import FLAGS, require
+from conftest import FLAGS, require, require_tools
 from namespace import PLATFORM_ADDRESSES, set_address
 from simulated_host import SimulatedHost, Vm
 
@@ -51,8 +50,7 @@ def boot(
     *options: str, prepare: str = "", python: str = sys.executable, prefix: Sequence[str] = ()
 ) -> Tuple[int, List[str]]:
     """Run the script on a machine of its own; return its status, and its output and the names."""
-    for program in ("unshare", "hostname", "mount"):
-        require(shutil.which(program), f"{program} is not installed")
+    require_tools("unshare", "hostname", "mount")
     done = subprocess.run(
         [
             "unshare",
@@ -126,7 +124,7 @@ def run_as(user: List[str], *options: str) -> Tuple[int, str]:
     """Run the script behind *user*, with an /etc of its own; return its status and stderr."""
     require(os.environ["ROOT"], "only root can become nobody")
     require(os.path.exists(NOBODYS_PYTHON), f"{NOBODYS_PYTHON} is not installed")
-    require(shutil.which("setpriv"), "setpriv is not installed")
+    require_tools("setpriv")
     setup = 'mount -t tmpfs -o mode=755 tmpfs /etc; user=$1; shift; PATH=/nowhere exec $user "$@"'
     command = ["unshare", "--mount", "sh", "-ec", setup, "sh", " ".join(user)]
     with open(sandbox.SCRIPT) as script:  # nobody may not look where the checkout is
@@ -141,7 +139,7 @@ def run_as(user: List[str], *options: str) -> Tuple[int, str]:
 
 
 def test_a_kernel_that_refuses_the_name_has_it_after_the_next_boot(host: SimulatedHost) -> None:
-    require(shutil.which("setpriv"), "setpriv is not installed")
+    require_tools("setpriv")
     status, lines = boot("--timeout=1", prefix=["/usr/bin/setpriv", "--bounding-set=-sys_admin"])
     assert status == 3
     assert any("Host name failed: [Errno 1] Operation not permitted" in line for line in lines)

@@ -1,13 +1,12 @@
 """The unit, as far as that can be told without booting it."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import List
 
 import sandbox
-from conftest import require
+from conftest import require, require_tools
 
 UNIT = Path(sandbox.REPOSITORY, "azure-provisioning.service")
 
@@ -49,10 +48,9 @@ def test_it_loads_on_systemd_237() -> None:
 
 
 def analyze(*arguments: str) -> str:
-    program = shutil.which("systemd-analyze")
-    require(program, "systemd-analyze is not installed")
+    require_tools("systemd-analyze")
     done = subprocess.run(
-        [str(program), *arguments, str(UNIT)],
+        ["systemd-analyze", *arguments, str(UNIT)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -25,6 +25,7 @@ from test_faults import (
     GOOD_COMPUTE_DOCUMENTS,
     GOOD_GOAL_STATES,
     VARIANTS,
+    accepted_then,
     check,
     outcome,
 )
@@ -43,26 +44,9 @@ def move_on(handler: Any) -> None:
     handler.send(handler.answer())
 
 
-def accept_and_close(handler: Any) -> None:
-    """The platform accepts the report, if it is right, but nobody hears of it."""
-    handler.host.health(handler.header_dict(), handler.body)
-
-
-def told_well(fault: Fault) -> Fault:
-    """The platform accepts the report, if it is right, and something is wrong after the status."""
-
-    def accept(handler: Any) -> None:
-        if handler.host.health(handler.header_dict(), handler.body).status == 200:
-            fault(handler)
-        else:
-            handler.send(handler.answer())
-
-    return accept
-
-
 FOR_ENDPOINT: Dict[str, Dict[str, Fault]] = {
     "goalstate": {**BAD_GOAL_STATES, **GOOD_GOAL_STATES},
-    "health": {"accepts-and-closes": accept_and_close},
+    "health": {"accepted-and-closed": accepted_then(FAULTS["close"])},
     "compute": {
         name: body_fault(body.encode())
         for name, body in {**BAD_COMPUTE_DOCUMENTS, **GOOD_COMPUTE_DOCUMENTS}.items()
@@ -72,7 +56,7 @@ FOR_ENDPOINT: Dict[str, Dict[str, Fault]] = {
 ALL = {e: {**FAULTS, **VARIANTS, **FOR_ENDPOINT[e], "moves-on": move_on} for e in ENDPOINTS}
 for name, fault in FAULTS.items():
     if outcome("health", name) == "passes":
-        ALL["health"][name] = told_well(fault)
+        ALL["health"][name] = accepted_then(fault)
 
 
 class Step(NamedTuple):
@@ -131,7 +115,7 @@ def walk(directory: Path, setting: Setting, path: List[Step]) -> None:
         result = run(f"--timeout={setting.timeout}")
         check(result, host, machine, setting.timeout, old_names)
 
-        host.faults.clear()
+        host.recover()
         host.accepted.clear()
         host.vm = host.vm._replace(computer_name="web000011")
         if (machine.etc / "hostname").is_dir():
