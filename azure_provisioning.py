@@ -21,7 +21,6 @@ Exit status:
 
 import collections
 import contextlib
-import http.client
 import io
 import os
 import re
@@ -29,6 +28,9 @@ import socket
 import sys
 import time
 from xml.parsers import expat
+
+sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # only HTTPS needs its 4 MiB
+import http.client  # noqa: E402
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
 if TYPE_CHECKING:
@@ -184,9 +186,7 @@ def say(line: str, remark: str = "", error: bool = False) -> None:
 class StepFailed(Exception):
     """A step failed, with an HTTP *status* or not; try again after *delay* seconds."""
 
-    def __init__(
-        self, text: str, status: "Optional[int]" = None, delay: float = RETRY_SECONDS
-    ) -> None:
+    def __init__(self, text: str, status: "Optional[int]", delay: float) -> None:
         super().__init__(text)
         self.status, self.delay = status, delay
 
@@ -208,7 +208,8 @@ def step(name: str) -> "Iterator[None]":
 class BoundedSocket(socket.socket):
     """A socket that reads for one answer, until *deadline* and no more bytes than *budget*."""
 
-    deadline, budget = 0.0, ANSWER_MAX
+    deadline: float
+    budget = ANSWER_MAX
 
     def recv_into(self, *arguments: "object") -> int:
         self.settimeout(seconds_left(self.deadline))  # it would start anew with each byte

@@ -1,6 +1,9 @@
 """How long and how often: every pause, on a clock that the tests control."""
 
+import http.client
+import os
 import socket
+from pathlib import Path
 from typing import List
 
 import pytest
@@ -153,12 +156,30 @@ def test_at_the_deadline_it_is_too_late(clock: StoppedClock) -> None:
         azure_provisioning.seconds_left(clock.now)
 
 
+def test_a_connection_gets_five_seconds_and_no_more_than_are_left(
+    clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: List[float] = []
+
+    class Unreachable(http.client.HTTPConnection):
+        def connect(self) -> None:
+            assert self.timeout is not None
+            limits.append(self.timeout)
+            raise OSError("no route")
+
+    monkeypatch.setattr("http.client.HTTPConnection", Unreachable)
+    for seconds in (1200, 6, 4):
+        with pytest.raises(OSError, match="no route"):
+            azure_provisioning.exchange("http://127.0.0.1/", {}, clock.now + seconds)
+    assert limits == [5, 5, 4]
+
+
 def test_the_attempt_at_the_deadline_is_the_last(clock: StoppedClock) -> None:
     attempts = []
 
     def attempt(options: object, deadline: float) -> None:
         attempts.append((clock.now, deadline))
-        raise azure_provisioning.StepFailed("it failed")
+        raise azure_provisioning.StepFailed("it failed", None, 1)
 
     assert not azure_provisioning.persist(attempt, azure_provisioning.DEFAULTS, 2)
     assert attempts == [(1000, 1002), (1001, 1002), (1002, 1003)]
@@ -171,6 +192,23 @@ def test_a_line_may_come_again_after_exactly_a_minute(
         azure_provisioning.say("a line")
         clock.now += 30
     assert capsys.readouterr().out.splitlines() == ["a line", "a line"]
+
+
+# ---- What would show only at a power cut, or in another order
+
+
+def test_the_new_name_is_on_disk_before_it_takes_the_old_ones_place(
+    machine: Machine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: List[bytes] = []
+
+    def fsync(number: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{number}").read_bytes())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    machine.install_hostnamectl("")
+    assert run().status == 0
+    assert synced == [b"web000011\n"] * 2, "the new file, and what is stored in the end"
 
 
 # ---- What is printed, and when
