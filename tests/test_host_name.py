@@ -19,7 +19,8 @@ UNFIT = {
     "fails": "#!/bin/sh\n" + LOG + "echo Failed to connect to bus >&2; exit 1\n",
     "is killed": "#!/bin/sh\n" + LOG + "kill -9 $$\n",
     "does nothing": "#!/bin/sh\n" + LOG,
-    "sets another name": sandbox.HOSTNAMECTL.replace('"$name"', '"edited"'),
+    "sets an earlier name": sandbox.HOSTNAMECTL.replace('"$name"', '"edited"'),
+    "sets a later name": sandbox.HOSTNAMECTL.replace('"$name"', '"x"'),
     "sets only the kernel's": "\n".join(
         line for line in sandbox.HOSTNAMECTL.splitlines() if "etc/hostname" not in line
     ),
