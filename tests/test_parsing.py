@@ -252,7 +252,8 @@ def test_a_retry_after_in_seconds_is_honoured_up_to_a_minute(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://10.0.0.1", "http://localhost:80", "http://[::1]:8080", "http://h:65535"]
+    "url",
+    ["http://10.0.0.1", "http://localhost:80", "http://[::1]:8080", "http://h:1", "http://h:65535"],
 )
 def test_an_endpoint_is_http_host_and_port(url: str) -> None:
     assert script.parse_endpoint(url) == url

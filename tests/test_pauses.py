@@ -152,8 +152,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 
 def test_at_the_deadline_it_is_too_late(clock: StoppedClock) -> None:
     assert azure_provisioning.seconds_left(clock.now + 5) == 5
-    with pytest.raises(socket.timeout):
-        azure_provisioning.seconds_left(clock.now)
+    for late in (0, 0.5, 60):
+        with pytest.raises(socket.timeout):
+            azure_provisioning.seconds_left(clock.now - late)
 
 
 def test_a_connection_gets_five_seconds_and_no_more_than_are_left(
@@ -185,13 +186,24 @@ def test_the_attempt_at_the_deadline_is_the_last(clock: StoppedClock) -> None:
     assert attempts == [(1000, 1002), (1001, 1002), (1002, 1003)]
 
 
+@pytest.mark.parametrize("start", [0.5, 10, 1000])  # a clock that starts with the machine
 def test_a_line_may_come_again_after_exactly_a_minute(
-    clock: StoppedClock, capsys: pytest.CaptureFixture[str]
+    clock: StoppedClock, capsys: pytest.CaptureFixture[str], start: float
 ) -> None:
-    for _ in range(3):
+    clock.now = start
+    for _ in range(5):
         azure_provisioning.say("a line")
         clock.now += 30
-    assert capsys.readouterr().out.splitlines() == ["a line", "a line"]
+    assert capsys.readouterr().out.splitlines() == ["a line"] * 3
+
+
+def test_where_there_are_more_than_twenty_lines_no_trouble_is_added(
+    clock: StoppedClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(21):
+        azure_provisioning.say(f"step {number}")
+    azure_provisioning.say("it failed", "; trying again")
+    assert len(capsys.readouterr().out.splitlines()) == 21
 
 
 # ---- What would show only at a power cut, or in another order
