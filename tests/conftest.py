@@ -25,8 +25,6 @@ from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
     os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
-    outer_network = os.open("/proc/self/ns/net", os.O_RDONLY)
-    os.environ["OUTER_NETWORK"] = f"/proc/{os.getpid()}/fd/{outer_network}"
     os.environ["NOT_ISOLATED"] = isolate()
     if "PYTHONS" not in os.environ:  # mutants.py needs only one
         os.environ["PYTHONS"] = json.dumps(interpreters.find())

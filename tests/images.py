@@ -14,6 +14,7 @@ from typing import Iterator, NamedTuple, Optional, Sequence
 import readme
 from sandbox import REPOSITORY
 
+SSH = "openssh-server"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
 PACKAGES = "dbus,python3,systemd,systemd-sysv"
 LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
@@ -28,8 +29,8 @@ class Image(NamedTuple):
 IMAGES = {
     "debian-11": Image("bullseye", "usrmerge"),
     "debian-11-split-usr": Image("bullseye"),
-    "debian-12": Image("bookworm", KERNEL),
-    "debian-13": Image("trixie", KERNEL),
+    "debian-12": Image("bookworm", f"{KERNEL},{SSH}"),
+    "debian-13": Image("trixie", f"{KERNEL},{SSH}"),
 }
 
 
@@ -79,10 +80,10 @@ def fresh_disk(image: Path, directory: Path) -> Iterator[Path]:
 
 
 def install(root: Path) -> None:
-    """Install the project on the disk, with the README's own commands, as an image has it."""
-    in_checkout(root, readme.block("## Install on an image"))
+    """Make the disk one of an image that has the project, with the README's own commands."""
+    in_checkout(root, readme.block("### 3. Install"))
+    in_checkout(root, readme.block("### 4. Generalize"))
     (root / "etc" / "hostname").write_text("image-name\n")
-    (root / "etc" / "machine-id").write_text("")
 
 
 def in_checkout(root: Path, commands: str) -> None:

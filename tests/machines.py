@@ -19,6 +19,7 @@ CONTAINER_SECONDS, VM_SECONDS = 90, 400  # for a boot, on a busy machine
 # The unit's deadlines are the real ones, so the end of the boot is the only sign to wait for.
 WITNESS = """\
 systemctl is-system-running --wait >/witness.running
+systemd-analyze time >/witness.startup
 {
     echo "== running"; cat /witness.running
     echo "== multi_user"; systemctl is-active multi-user.target

@@ -8,7 +8,8 @@ import socket
 import struct
 from typing import Iterator
 
-PLATFORM_ADDRESSES = ("168.63.129.16", "169.254.169.254")
+PLATFORM_ADDRESSES = WIRESERVER, IMDS = ("168.63.129.16", "169.254.169.254")
+PLATFORM_ENDPOINTS = ((WIRESERVER, 80), (IMDS, 80))
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 1 << 26, 1 << 28, 1 << 30
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
@@ -20,8 +21,11 @@ def isolate() -> str:
 
     The new network has loopback and nothing else, and loopback owns the platform's addresses: what
     is meant for Azure ends here. What is mounted goes away with the last process. Without root a
-    user namespace helps, where the kernel allows it.
+    user namespace helps, where the kernel allows it. OUTER_NETWORK in the environment is then the
+    network that was left, for what must download something.
     """
+    outer_network = os.open("/proc/self/ns/net", os.O_RDONLY)
+    os.environ["OUTER_NETWORK"] = f"/proc/{os.getpid()}/fd/{outer_network}"
     namespaces = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS
     try:
         if os.geteuid() == 0:
