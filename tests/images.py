@@ -83,7 +83,6 @@ def install(root: Path) -> None:
     """Make the disk one of an image that has the project, with the README's own commands."""
     in_checkout(root, readme.block("### 3. Install"))
     in_checkout(root, readme.block("### 4. Generalize"))
-    (root / "etc" / "hostname").write_text("image-name\n")
 
 
 def in_checkout(root: Path, commands: str) -> None:

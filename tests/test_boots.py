@@ -218,8 +218,8 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
         enabled="enabled",
         result="exit-code",
         status=boot.status,
-        kernel_name="image-name",
-        stored_name="image-name",
+        kernel_name="localhost",
+        stored_name="localhost",
         journal=[],
         platform=[],
     )
@@ -282,7 +282,13 @@ def test_an_image_made_from_scratch_boots(image: Path, tmp_path: Path, host: Sim
         shutil.copy(Path(REPOSITORY, file), checkout)
     run("sh", "-euc", readme.block("## Make an image from scratch"), cwd=checkout)
     with fresh_disk(image, tmp_path / "machine") as root:
-        run("cp", "--archive", "--no-target-directory", f"{checkout}/mkosi.extra", str(root))
+        run(
+            "cp",
+            "--archive",
+            "--no-target-directory",
+            f"{tmp_path}/my-image/mkosi.extra",
+            str(root),
+        )
         # What some builders do with each unit, where the distribution's presets enable nothing.
         (root / "etc/systemd/system-preset/99-default.preset").write_text("disable *\n")
         in_checkout(root, "systemctl preset azure-provisioning.service")
@@ -328,7 +334,7 @@ def progress(root: Path, host: SimulatedHost) -> str:
     """How far the machine got before the cut, as far as it shows from outside."""
     if not (root / UNIT_LINK).is_symlink():
         return "disabled"
-    if (root / "etc/hostname").read_text() != "image-name\n":
+    if (root / "etc/hostname").read_text() != "localhost\n":
         return "named"
     if host.accepted:
         return "Ready accepted"
@@ -341,7 +347,7 @@ def test_after_a_power_cut_the_next_boot_puts_it_right(
     cut_power(root, lambda: wait_for(MOMENTS[moment], host))
     reached = progress(root, host)
     record_property("power cut", reached)
-    assert (root / "etc/hostname").read_text() in ("image-name\n", "myvm\n")
+    assert (root / "etc/hostname").read_text() in ("localhost\n", "myvm\n")
     if reached == "disabled":
         assert len(host.accepted) == 1
         assert_nothing_happens_at(lambda: boot_container(root), host, "myvm")

@@ -35,7 +35,17 @@ def test_all_blocks_of_the_guide_are_labelled() -> None:
 
 def test_it_has_the_help_word_for_word() -> None:
     said = shell(sys.executable, "-I", "-S", sandbox.SCRIPT, "--help")
-    assert readme.block("## When something is wrong", 2) == said
+    assert readme.block("## When something is wrong", 3) == said
+
+
+@pytest.mark.usefixtures("isolated")
+def test_the_platform_by_hand_ends_at_the_first_error() -> None:
+    require_tools("curl")
+    with new_network(), SimulatedHost(Vm(), *PLATFORM_ENDPOINTS) as host:
+        host.misbehave("goalstate", "503")
+        done = subprocess.run(["sh", "-c", readme.block("## The platform by hand")], check=False)
+    assert done.returncode != 0
+    assert [request.method for request in host.requests] == ["GET"]
 
 
 @pytest.mark.usefixtures("isolated")
