@@ -88,8 +88,9 @@ def test_the_version_is_printed(python: str) -> None:
     assert call("--version", python=python) == (0, script.__version__ + "\n", "")
 
 
-def test_importing_it_does_nothing() -> None:
-    names = runpy.run_path(sandbox.SCRIPT, run_name="imported")
+@pytest.mark.parametrize("name", ["Imported", "imported"])
+def test_importing_it_does_nothing(name: str) -> None:
+    names = runpy.run_path(sandbox.SCRIPT, run_name=name)
     assert callable(names["main"])
 
 
