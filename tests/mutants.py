@@ -4,7 +4,7 @@
 Usage: mutants.py [WORKERS]
 
 Runs in copies of the checkout, so that nothing here is changed meanwhile. Prints the mutants that
-survive, but for those in EQUIVALENT; the exit status is 0 if there is none.
+survive, but for those in NOT_COUNTED; the exit status is 0 if there is none.
 """
 
 import shutil
@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
 
 NOT_MADE = "cosmic-ray could not make it"
 # (a line, what becomes of it): why it does not count. None is equivalent to the script as it is.
-EQUIVALENT: dict[Tuple[str, str], str] = {
+NOT_COUNTED: dict[Tuple[str, str], str] = {
     (NOT_MADE, "core/ExceptionReplacer"): "of (A, B) only A; tried by hand, both killed",
 }
 
@@ -111,11 +111,11 @@ def main() -> int:
         results = [survivors(shard) for shard in shards]
     tested = sum(count for count, _ in results)
     alive = sorted(mutant for _, found in results for mutant in found)
-    equivalent = [mutant for mutant in alive if (mutant.old, mutant.new) in EQUIVALENT]
-    rest = [mutant for mutant in alive if mutant not in equivalent]
+    not_counted = [mutant for mutant in alive if (mutant.old, mutant.new) in NOT_COUNTED]
+    rest = [mutant for mutant in alive if mutant not in not_counted]
     for mutant in rest:
         print(f"line {mutant.line}:\n  - {mutant.old}\n  + {mutant.new}")
-    print(f"{tested} mutants: {len(equivalent)} do not count, {len(rest)} survived")
+    print(f"{tested} mutants: {len(not_counted)} do not count, {len(rest)} survived")
     return 1 if rest or not tested else 0
 
 
