@@ -154,7 +154,7 @@ def print_costs(rounds: int, directory: Path) -> None:
     program.write_text(HOSTNAMECTL)
     program.chmod(0o755)
     stored = directory / "hostname"
-    stored.write_text("image-name\n")
+    stored.write_text("localhost\n")
     call("mount", os.fsencode(stored), b"/etc/hostname", None, MS_BIND, None)
     os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
@@ -240,8 +240,9 @@ def boot(image: Path, with_unit: bool) -> float:
 
 
 def print_boots(root: bool) -> None:
-    if not root or not shutil.which("mmdebstrap"):
-        print("Boots are measured as root, where mmdebstrap and systemd-nspawn are installed.")
+    tools = ("mmdebstrap", "nsenter", "setpriv", "systemd-nspawn", "unshare")
+    if not root or not all(map(shutil.which, tools)):
+        print("Boots are measured as root, where there are", ", ".join(tools))
         return
     cache = Path(sandbox.REPOSITORY, ".pytest_cache/d/images")
     cache.mkdir(parents=True, exist_ok=True)
@@ -260,10 +261,14 @@ def print_boots(root: bool) -> None:
 
 
 def main() -> int:
+    if sys.argv[2:] or not all(re.fullmatch("[1-9][0-9]*", one) for one in sys.argv[1:]):
+        sys.exit(__doc__)
     rounds = int(sys.argv[1]) if sys.argv[1:] else ROUNDS
     root, problem = os.geteuid() == 0, isolate()
     if problem:
         sys.exit(f"benchmark: {problem}")
+    if not os.path.exists("/etc/hostname"):
+        sys.exit("benchmark: there is no /etc/hostname, in the place of which it could put its own")
     version = subprocess.check_output([PYTHON, "--version"], text=True).strip()
     print(f"{version}, Linux {platform.release()}, {os.cpu_count()} CPUs; {rounds} rounds\n")
     with tempfile.TemporaryDirectory() as directory:
