@@ -237,6 +237,7 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
 
 # ---- Images, made as the README says
 
+SSH_HOST_KEYS = readme.block("### 4. Generalize", 1)
 WITH_SSH = [name for name, image in IMAGES.items() if SSH in image.packages]
 IDENTITY = ["etc/machine-id"] + [
     f"etc/ssh/ssh_host_{kind}_key.pub" for kind in ("ecdsa", "ed25519", "rsa")
@@ -258,7 +259,7 @@ def test_machines_of_one_image_share_no_identity(
         (builder / "root/.bash_history").write_text("a secret")
         identities = [identity(builder)]
         install(builder)
-        in_checkout(builder, readme.block("### 4. Generalize", 1))
+        in_checkout(builder, SSH_HOST_KEYS)
         assert not (builder / "root/.bash_history").exists()
         logs = [path for path in (builder / "var/log").rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in logs) == 0
@@ -373,6 +374,7 @@ def test_a_virtual_machine_boots_when_its_network_is_there(root: Path, host: Sim
     assert emulation
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
     in_checkout(root, NETWORK)
+    in_checkout(root, SSH_HOST_KEYS)
     with dhcp(root.parent):
         disk = make_disk(root)
         report = boot_vm(emulation, disk, root / "boot")
