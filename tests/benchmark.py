@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what a first boot costs; print Markdown tables, with medians from this one run.
+"""Measure what a first boot costs; print Markdown tables of this one run.
 
 Usage: benchmark.py [ROUNDS]
 
@@ -68,7 +68,7 @@ AGENTS = {
 }
 # Runs a command and prints the most memory that it had, in KiB. The shell is in between because a
 # process starts with the size of the one that it was copied from.
-PEAK_MEMORY = '"$@" >/dev/null 2>&1; exec "$0" -I -S -c "$CODE"'
+PEAK_MEMORY = '"$@" >/dev/null 2>&1 || exit; exec "$0" -I -S -c "$CODE"'
 PRINT_PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 
 
@@ -119,7 +119,7 @@ def measure(command: List[str], host: SimulatedHost) -> Sample:
     with process.stderr:
         said = process.stderr.read().decode()
     reports = [one.when for one in host.requests if one.method == "POST" and one.answer == "200"]
-    if status or (host.requests and not reports):
+    if status or (not reports and command[-1] != "pass"):
         sys.exit(f"benchmark: {command} did not report Ready (status {status}): {said}")
     ready = reports[0] - started if reports else 0
     return Sample(wall, usage.ru_utime + usage.ru_stime, ready, len(host.requests))
@@ -215,7 +215,7 @@ def print_recoveries() -> None:
     with ThreadPoolExecutor(len(outages)) as pool:
         results = list(pool.map(recovery, outages))
     print_table(
-        ["WireServer away for", "Ready accepted after its return, at most"],
+        ["WireServer refuses for", f"Ready accepted after its return, longest of {REPEATS}"],
         (
             [f"{seconds} s", f"{max(results[place * REPEATS :][:REPEATS]):.1f} s"]
             for place, seconds in enumerate(OUTAGES)
@@ -252,7 +252,7 @@ def print_boots(root: bool) -> None:
         for with_unit, results in times.items():
             results.append(boot(image, with_unit))
     print_table(
-        [f"first boot of a {RELEASE} container", "startup finished after"],
+        [f"first boot of a {RELEASE} container", f"startup finished after, median of {BOOTS}"],
         (
             ["with the unit" if with_unit else "without", f"{statistics.median(results):.2f} s"]
             for with_unit, results in times.items()

@@ -20,11 +20,14 @@ CONTAINER_SECONDS, VM_SECONDS = 90, 400  # for a boot, on a busy machine
 WITNESS = """\
 systemctl is-system-running --wait >/witness.running
 systemd-analyze time >/witness.startup
+# What is disabled must not start again in this boot either.
+systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi-user.target
 {
     echo "== running"; cat /witness.running
     echo "== multi_user"; systemctl is-active multi-user.target
     echo "== failed"; systemctl --failed --plain --no-legend | cut -d" " -f1
     echo "== enabled"; systemctl is-enabled azure-provisioning.service
+    echo "== stale"; systemctl show --property=NeedDaemonReload --value multi-user.target
     echo "== result"; systemctl show --property=Result --value azure-provisioning.service
     echo "== status"; systemctl show --property=ExecMainStatus --value azure-provisioning.service
     echo "== kernel_name"; cat /proc/sys/kernel/hostname
@@ -52,6 +55,7 @@ class Report(NamedTuple):
     multi_user: str
     failed: List[str]  # units
     enabled: str
+    stale: str
     result: str
     status: str
     kernel_name: str

@@ -217,15 +217,21 @@ def test_where_there_are_more_than_twenty_lines_no_trouble_is_added(
 def test_the_new_name_is_on_disk_before_it_takes_the_old_ones_place(
     machine: Machine, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: List[bytes] = []
+    events: List[str] = []
+    rename = os.rename
 
-    def fsync(number: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{number}").read_bytes())
+    def note_fsync(number: int) -> None:
+        events.append("on disk: " + Path(f"/proc/self/fd/{number}").read_text())
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    def note_rename(old: str, new: str) -> None:
+        events.append("in place")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
     machine.install_hostnamectl("")
     assert run().status == 0
-    assert synced == [b"web000011\n"] * 2, "the new file, and what is stored in the end"
+    assert events == ["on disk: web000011\n", "in place", "on disk: web000011\n"]
 
 
 # ---- What is printed, and when

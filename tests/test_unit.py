@@ -21,7 +21,7 @@ def test_it_disables_itself_only_after_the_script_succeeded() -> None:
     # unless a "-" says otherwise or a status counts as success.
     assert values("ExecStart") == [
         "/usr/bin/python3 -I -S /usr/local/sbin/azure_provisioning.py",
-        "/bin/systemctl --no-reload disable azure-provisioning.service",
+        "/bin/systemctl disable azure-provisioning.service",
     ]
     assert values("SuccessExitStatus") == []
 
@@ -74,5 +74,5 @@ def test_its_exposure_is_at_most_two_and_a_half() -> None:
 
 def test_nothing_else_can_disable_it() -> None:
     assert re.findall("^.*(?:disable|mask|rm ).*$", UNIT.read_text(), re.MULTILINE) == [
-        "ExecStart=/bin/systemctl --no-reload disable azure-provisioning.service"
+        "ExecStart=/bin/systemctl disable azure-provisioning.service"
     ]
