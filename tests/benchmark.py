@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Dict, Iterable, List, NamedTuple
 import images
 import machines
 import sandbox
-from namespace import PLATFORM_ENDPOINTS, call, isolate, new_network
+from namespace import PLATFORM_ENDPOINTS, isolate, new_network
 from simulated_host import SimulatedHost, Vm
 
 ROUNDS, BOOTS = 20, 5
@@ -34,7 +33,6 @@ OUTAGES, REPEATS = (1, 10, 60), 5  # seconds; runs of each, all at the same time
 RELEASE = "debian-12"
 PYTHON = "/usr/bin/python3"
 BARE, SCRIPT = "`python3 -I -S -c pass`", "`azure_provisioning.py`, as in the unit"
-MS_BIND = 4096
 
 # Sets the names of this namespace; a real one could name the machine.
 HOSTNAMECTL = """\
@@ -108,7 +106,7 @@ def health_report() -> str:
     return azure_provisioning.build_health_report(goal_state).decode()
 
 
-def measure(command: List[str], host: SimulatedHost) -> Sample:
+def measure(command: List[str], host: SimulatedHost, reports_ready: bool) -> Sample:
     host.requests.clear()
     started, start = time.time(), time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -119,7 +117,7 @@ def measure(command: List[str], host: SimulatedHost) -> Sample:
     with process.stderr:
         said = process.stderr.read().decode()
     reports = [one.when for one in host.requests if one.method == "POST" and one.answer == "200"]
-    if status or (not reports and command[-1] != "pass"):
+    if status or bool(reports) != reports_ready:
         sys.exit(f"benchmark: {command} did not report Ready (status {status}): {said}")
     ready = reports[0] - started if reports else 0
     return Sample(wall, usage.ru_utime + usage.ru_stime, ready, len(host.requests))
@@ -155,7 +153,7 @@ def print_costs(rounds: int, directory: Path) -> None:
     program.chmod(0o755)
     stored = directory / "hostname"
     stored.write_text("localhost\n")
-    call("mount", os.fsencode(stored), b"/etc/hostname", None, MS_BIND, None)
+    images.run("mount", "--bind", str(stored), "/etc/hostname")
     os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
     commands = subjects(directory)
@@ -163,7 +161,7 @@ def print_costs(rounds: int, directory: Path) -> None:
     with SimulatedHost(Vm(), *PLATFORM_ENDPOINTS, imds_rate=1000) as host:
         for _ in range(rounds):
             for name, command in commands.items():
-                samples[name].append(measure(command, host))
+                samples[name].append(measure(command, host, name != BARE))
         memory = {name: peak_memory(command) for name, command in commands.items()}
         files = {name: files_opened(command, directory) for name, command in commands.items()}
     medians = {
@@ -195,18 +193,12 @@ def print_costs(rounds: int, directory: Path) -> None:
 def recovery(outage: float) -> float:
     """Return how long after an outage of so many seconds the report is accepted."""
     with tempfile.TemporaryDirectory() as machine, SimulatedHost() as host:
-        returned: List[float] = []
-
-        def bring_back() -> None:
-            returned.append(time.time())
-            host.listen("wireserver")
-
-        host.refuse("wireserver")
-        threading.Timer(outage, bring_back).start()
+        returns = time.time() + outage
+        host.listen_after("wireserver", outage)
         command = [PYTHON, "-I", "-S", sandbox.__file__, f"{machine}/machine", *host.options()]
         subprocess.run(command, capture_output=True, check=True)
         (report,) = [request for request in host.requests if request.method == "POST"]
-        return report.when - returned[0]
+        return report.when - returns
 
 
 def print_recoveries() -> None:

@@ -16,7 +16,7 @@ import pytest
 import images
 import interpreters
 import sandbox
-from namespace import isolate
+from namespace import PLATFORM_ENDPOINTS, isolate, new_network
 from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
@@ -101,6 +101,13 @@ def vm() -> Vm:
 @pytest.fixture
 def host(vm: Vm) -> Iterator[SimulatedHost]:
     with SimulatedHost(vm) as host:
+        yield host
+
+
+@pytest.fixture
+def platform_host(vm: Vm, isolated: None) -> Iterator[SimulatedHost]:
+    """A host with the platform's addresses, in a network that no other test uses."""
+    with new_network(), SimulatedHost(vm, *PLATFORM_ENDPOINTS) as host:
         yield host
 
 

@@ -30,7 +30,7 @@ from machines import (
     install_witness,
     make_disk,
 )
-from namespace import PLATFORM_ADDRESSES, PLATFORM_ENDPOINTS, new_network, set_address
+from namespace import PLATFORM_ADDRESSES, set_address
 from sandbox import REPOSITORY
 from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 
@@ -58,9 +58,8 @@ def vm() -> Vm:
 
 
 @pytest.fixture
-def host(vm: Vm, isolated: None) -> Iterator[SimulatedHost]:
-    with new_network(), SimulatedHost(vm, *PLATFORM_ENDPOINTS) as host:
-        yield host
+def host(platform_host: SimulatedHost) -> SimulatedHost:
+    return platform_host
 
 
 def lines_of(name: str) -> List[str]:
@@ -244,8 +243,6 @@ WITH_SSH = [name for name, image in IMAGES.items() if SSH in image.packages]
 IDENTITY = ["etc/machine-id"] + [
     f"etc/ssh/ssh_host_{kind}_key.pub" for kind in ("ecdsa", "ed25519", "rsa")
 ]
-
-
 SECRETS = ["root/.bash_history", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed"]
 
 
@@ -290,13 +287,8 @@ def test_an_image_made_from_scratch_boots(image: Path, tmp_path: Path, host: Sim
         shutil.copy(Path(REPOSITORY, file), checkout)
     run("sh", "-euc", readme.block("## Make an image from scratch"), cwd=checkout)
     with fresh_disk(image, tmp_path / "machine") as root:
-        run(
-            "cp",
-            "--archive",
-            "--no-target-directory",
-            f"{tmp_path}/my-image/mkosi.extra",
-            str(root),
-        )
+        tree = tmp_path / "my-image/mkosi.extra"
+        shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
         # What some builders do with each unit, where the distribution's presets enable nothing.
         (root / "etc/systemd/system-preset/99-default.preset").write_text("disable *\n")
         in_checkout(root, "systemctl preset azure-provisioning.service")

@@ -9,8 +9,7 @@ import pytest
 import readme
 import sandbox
 from conftest import require_tools
-from namespace import PLATFORM_ENDPOINTS, new_network
-from simulated_host import SimulatedHost, Vm
+from simulated_host import SimulatedHost
 
 SHELL = [block for block in readme.blocks() if block.language in ("bash", "sh")]
 
@@ -39,22 +38,24 @@ def test_it_has_the_help_word_for_word() -> None:
     assert readme.block("## When something is wrong", 3) == said
 
 
-@pytest.mark.usefixtures("isolated")
+BY_HAND = readme.block("## The platform by hand")
+
+
 @pytest.mark.parametrize("endpoint, requests", [("goalstate", 1), ("health", 2), ("compute", 3)])
-def test_the_platform_by_hand_ends_at_the_first_error(endpoint: str, requests: int) -> None:
+def test_the_platform_by_hand_ends_at_the_first_error(
+    platform_host: SimulatedHost, endpoint: str, requests: int
+) -> None:
     require_tools("curl")
-    with new_network(), SimulatedHost(Vm(), *PLATFORM_ENDPOINTS) as host:
-        host.misbehave(endpoint, "503")
-        done = subprocess.run(["sh", "-c", readme.block("## The platform by hand")], check=False)
-    assert done.returncode != 0
-    assert len(host.requests) == requests
+    platform_host.misbehave(endpoint, "503")
+    assert subprocess.run(["sh", "-c", BY_HAND], check=False).returncode != 0
+    assert len(platform_host.requests) == requests
 
 
-@pytest.mark.usefixtures("isolated")
-def test_the_platform_by_hand_reports_ready_and_shows_the_name() -> None:
+def test_the_platform_by_hand_reports_ready_and_shows_the_name(
+    platform_host: SimulatedHost,
+) -> None:
     require_tools("curl", "sed", "tr")
-    vm = Vm(name="web_11", computer_name="web000011", container_id="a & <b>")
-    with new_network(), SimulatedHost(vm, *PLATFORM_ENDPOINTS) as host:
-        out = shell("sh", "-euc", readme.block("## The platform by hand"))
-    assert len(host.accepted) == 1
+    platform_host.vm = platform_host.vm._replace(container_id="a & <b>")
+    out = shell("sh", "-euc", BY_HAND)
+    assert len(platform_host.accepted) == 1
     assert json.loads(out)["osProfile"]["computerName"] == "web000011"

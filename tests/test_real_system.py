@@ -4,20 +4,19 @@ In namespaces only: network and host name are this process's own (see namespace.
 run's own. PATH has no hostnamectl: a real one would reach the machine's systemd through D-Bus.
 """
 
-import fcntl
 import os
 import socket
 import subprocess
 import sys
 import threading
-from typing import Iterator, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import pytest
 
 import sandbox
 from conftest import FLAGS, require, require_tools
 from namespace import PLATFORM_ADDRESSES, set_address
-from simulated_host import SimulatedHost, Vm
+from simulated_host import SimulatedHost
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -37,13 +36,8 @@ exit $status
 
 
 @pytest.fixture
-def host(vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHost]:
-    wireserver, imds = ((address, 80) for address in PLATFORM_ADDRESSES)
-    with open(tmp_path_factory.getbasetemp().parent / "platform-addresses.lock", "w") as lock:
-        # One test after the other, in all workers: each address has only one port 80.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with SimulatedHost(vm, wireserver, imds) as host:
-            yield host
+def host(platform_host: SimulatedHost) -> SimulatedHost:
+    return platform_host
 
 
 def boot(
