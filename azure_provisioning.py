@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""Usage: azure_provisioning.py [OPTION]...
+__doc__ = """\
+Usage: azure_provisioning.py [OPTION]...
 
 Report Ready to Azure's WireServer, then set the host name that the Instance
 Metadata Service (IMDS) gives. Whatever goes wrong is tried again every second
@@ -17,346 +18,379 @@ Exit status:
   2    wrong usage; nothing was done
   3    Ready was accepted, the host name is not set
   130  interrupted
-"""
+"""  # assigned: -OO would leave out a docstring
+__version__ = "0.2.0"
 
 import collections
 import contextlib
-import io
 import os
+import pyexpat
 import re
 import socket
 import sys
 import time
-from xml.parsers import expat
-
-sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # only HTTPS needs its 4 MiB
-import http.client  # noqa: E402
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-__version__ = "0.1.0"
-
-WIRESERVER_SECONDS, IMDS_SECONDS = 1200, 300  # as cloud-init's; the platform waits 40 minutes
-WIRESERVER_HEADERS = {"x-ms-version": "2012-11-30", "x-ms-agent-name": "azure-provisioning"}
-HEALTH_HEADERS = dict(WIRESERVER_HEADERS, **{"Content-Type": "text/xml;charset=utf-8"})
-GOAL_STATE_PATH = "/machine?comp=goalstate"
-HEALTH_PATH = "/machine?comp=health"
+WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
+HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
 HEALTH_REPORT = """\
-<Health>
-  <GoalStateIncarnation>{0.incarnation}</GoalStateIncarnation>
-  <Container>
-    <ContainerId>{0.container_id}</ContainerId>
-    <RoleInstanceList>
-      <Role><InstanceId>{0.instance_id}</InstanceId><Health><State>Ready</State></Health></Role>
-    </RoleInstanceList>
-  </Container>
-</Health>
+<Health><GoalStateIncarnation>{}</GoalStateIncarnation><Container><ContainerId>{}</ContainerId>
+<RoleInstanceList><Role><InstanceId>{}</InstanceId><Health><State>Ready</State></Health></Role>
+</RoleInstanceList></Container></Health>
 """
-IMDS_HEADERS = {"Metadata": "true"}
-COMPUTE_PATH = "/metadata/instance/compute?api-version=2021-02-01&format=json"
-PLAIN_NAME_PATH = "/metadata/instance/compute/name?api-version=2019-06-01&format=text"
+# In the first api-version that has it, and in the one that the oldest hosts know.
+COMPUTER_NAME = ("/instance/compute/osProfile/computerName", "2020-07-15")
+VM_NAME = ("/instance/compute/name", "2019-06-01")
+SYSTEMD_IMDS = "/usr/lib/systemd/systemd-imds"
 ETC_HOSTNAME = "/etc/hostname"
-RETRY_SECONDS, RETRY_AFTER_MAX = 1, 60
-STEP_SECONDS = 30  # one request and its whole answer, or one run of hostnamectl
-CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each attempt sends new ones
-BODY_MAX, ANSWER_MAX = 1 << 20, 17 << 16  # bytes of a body, and with what HTTP wraps it in
-DEPTH_MAX, VALUE_MAX, PARTS_MAX = 50, 1000, 20000  # elements deep, characters, values; of a body
-TIMEOUT_MAX = 86400  # seconds, for --timeout
-REPEAT_SECONDS, LINES_MAX = 60, 20  # in that time, no line again without news, nor more lines
-LINE_MAX, REASON_MAX = 400, 300  # characters, of a line and of what went wrong in it
-EXIT_OK, EXIT_NOT_READY, EXIT_USAGE, EXIT_NOT_NAMED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
+WIRESERVER_SECONDS = 1200  # as cloud-init's; the platform waits 40 minutes
+IMDS_SECONDS = 300  # as cloud-init's
+PATIENCE_SECONDS = 60  # with an IMDS that knows no computer name: it may know it soon
+STEP_SECONDS = 30  # one request and its whole answer, or one run of a program
+CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each attempt sends new ones
+RETRY_SECONDS = 1
+ANSWER_MAX = 256 << 10  # bytes, with all that HTTP wraps a body in
+
 Options = collections.namedtuple("Options", ["wireserver", "imds", "timeout", "dry_run"])
-DEFAULTS = Options("http://168.63.129.16", "http://169.254.169.254", None, False)
-said: "List[Tuple[str, float]]" = []  # each line printed, and when on the monotonic clock
+GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
+Answer = collections.namedtuple("Answer", ["status", "body", "is_whole"])
+DEFAULTS = Options("http://168.63.129.16", "http://169.254.169.254", timeout=0, dry_run=False)
+
+
+class Failure(Exception):
+    """Try again after *delay* seconds; *absent*: the host says that it has no such thing."""
+
+    def __init__(self, text: str, absent: bool = False, delay: float = RETRY_SECONDS) -> None:
+        super().__init__(text)
+        self.absent, self.delay = absent, delay
 
 
 def parse_goal_state(body: bytes) -> GoalState:
     """Return the three values that a health report repeats, stripped, from a goal state's XML.
 
-    Of repeated elements the first counts. Raises expat.ExpatError or ValueError for what is not
-    such XML, or has a document type declaration, which could declare entities.
+    Of several elements of one name the first counts. Raises ValueError.
     """
-    if b"<!DOCTYPE" in body.replace(b"\0", b""):  # in UTF-16, too
-        raise ValueError("it has a document type declaration")
-    values = {"Incarnation": "", "ContainerId": "", "InstanceId": ""}
-    fields = [
-        ["GoalState", "Incarnation"],
-        ["GoalState", "Container", "ContainerId"],
-        ["GoalState", "Container", "RoleInstanceList", "RoleInstance", "InstanceId"],
-    ]
-    path: List[str] = []
-
-    def start(name: str, _: object) -> None:
-        path.append(name.rpartition(":")[2])
-        if len(path) > DEPTH_MAX:
-            raise ValueError("its elements are nested too deeply")
-
-    def text(data: str) -> None:
-        if path in fields:
-            values[path[-1]] += data
-            if len(values[path[-1]]) > VALUE_MAX:
-                raise ValueError(f"its {path[-1]} is too long")
-
-    def end(_: str) -> None:
-        # What has ended takes no more text, so the values of two containers never mix.
-        fields[:] = [field for field in fields if field[: len(path)] != path]
-        path.pop()
-
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = start
-    parser.CharacterDataHandler = text
-    parser.EndElementHandler = end
-    parser.ParseFile(io.BytesIO(body))  # by pieces: unlike Parse() it stops where a handler raises
-    for name, value in values.items():
-        if not value.strip():
-            raise ValueError(f"it has no {name}")
-    return GoalState(*map(str.strip, values.values()))
+    found: Dict[str, Any] = {"Incarnation": {}, "ContainerId": {}, "InstanceId": {}}
+    roles = {"RoleInstance": {"InstanceId": found["InstanceId"]}}
+    container = {"ContainerId": found["ContainerId"], "RoleInstanceList": roles}
+    # Of each open element the children that are wanted, each once, and as None its text.
+    path: List[Any] = [{"GoalState": {"Incarnation": found["Incarnation"], "Container": container}}]
+    parser = pyexpat.ParserCreate()
+    parser.StartElementHandler = lambda tag, _: path.append(path[-1].pop(tag.split(":")[-1], {}))
+    parser.CharacterDataHandler = lambda text: path[-1].setdefault(None, []).append(text)
+    parser.EndElementHandler = lambda _: path.pop()
+    try:
+        if b"<!DOCTYPE" in body.replace(b"\0", b""):  # in UTF-16, too; it could declare entities
+            raise ValueError("it has a document type declaration")
+        if body.count(b"<") + body.count(b"=") > 10000:  # each may take 150 bytes
+            raise ValueError("it has too many elements and attributes")
+        parser.Parse(body, True)
+        for tag, element in found.items():
+            found[tag] = "".join(element.get(None, [])).strip()
+            if not found[tag]:
+                raise ValueError(f"it has no {tag}")
+    except (pyexpat.ExpatError, ValueError) as error:
+        raise ValueError(f"{error}; it begins with {body[:80]!a}") from error
+    return GoalState(*found.values())
 
 
 def build_health_report(goal_state: GoalState) -> bytes:
     """Return the XML, in ASCII, that reports the VM of *goal_state* Ready."""
     marked = (v.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for v in goal_state)
-    return HEALTH_REPORT.format(GoalState(*marked)).encode("ascii", "xmlcharrefreplace")
+    return HEALTH_REPORT.format(*marked).encode("ascii", "xmlcharrefreplace")
 
 
-def parse_compute_document(body: bytes) -> str:
-    """Return the computer name, else the VM's, from IMDS's JSON, or raise ValueError."""
-    import json  # not needed before Ready
-
-    document = json.loads(body, parse_int=float)  # int() takes very long over a very long number
-    profile = document.get("osProfile") if isinstance(document, dict) else []
-    if not isinstance(profile, (dict, type(None))):
-        raise ValueError("it is no JSON object with an osProfile object")
-    for name in ((profile or {}).get("computerName"), document.get("name")):
-        if not isinstance(name, (str, type(None))):
-            raise ValueError("its name is not a string")
-        if name and name.strip():
-            return name
-    raise ValueError("it has no computerName and no name")
+def parse_name(body: bytes) -> str:
+    """Return the name that *body* is, stripped; raise ValueError, or Failure if it is empty."""
+    name = body.decode("utf-8", "replace").strip("\ufeff \t\r\n")
+    if not name:
+        raise Failure("the answer is empty", absent=True)
+    if len(name) > 255 or len(name.splitlines()) > 1 or re.search('[<{"]', name):
+        raise ValueError(f"the answer is no name: {name[:80]!a}")  # but several lines, or markup
+    return name
 
 
 def make_host_name(name: str) -> str:
-    """Return *name* as an RFC 1123 label: 1 to 63 ASCII letters, digits and inner hyphens.
+    """Return *name* as labels of letters, digits, inner hyphens, 64 characters in all; ValueError.
 
-    Each run of other characters becomes a hyphen: hostnamectl would drop them, and so make one
-    name of web1_1 and web_11. Raises ValueError if nothing is left.
+    A run of other characters becomes a hyphen: hostnamectl would drop it, and make one name of
+    web1_1 and web_11.
     """
-    label = re.sub("[^A-Za-z0-9-]+", "-", name).strip("-")[:63].rstrip("-")
-    if not label:
+    labels = (re.sub("[^A-Za-z0-9-]+", "-", label).strip("-") for label in name.split("."))
+    host_name = ".".join(filter(None, labels))[:64].rstrip("-.")
+    if not host_name:
         raise ValueError(f"no host name can be made of {name!a}")
-    return label
+    return host_name
 
 
-def retry_delay(status: int, retry_after: str) -> float:
-    """Return the seconds to the next attempt; only a Retry-After in whole seconds counts."""
-    if status not in (429, 503) or not re.match(r"[0-9]+\Z", retry_after):
-        return RETRY_SECONDS
-    return min(max(float(retry_after), RETRY_SECONDS), RETRY_AFTER_MAX)
+def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]":
+    """Return the HTTP/1 answer (RFC 9112) that *data* begins with, or None if some is missing.
+
+    *ended*: no more will come. Of an answer *to_report* only the status counts. The body *is_whole*
+    if the answer says where it ends. Raises Failure for any status but 2xx, and ValueError for what
+    is malformed or ambiguous.
+    """
+    status = "100"
+    while status.startswith("100"):  # "Continue": the answer itself comes next
+        head, *rest = re.split(rb"\r?\n\r?\n", data, maxsplit=1)
+        if not rest:
+            return None
+        match = re.match(rb"HTTP/1\.[0-9] ([0-9]{3}( .*)?)\r?(\n|\Z)", head)
+        if not match:
+            raise ValueError(f"the answer is no HTTP: {head[:80]!a}")
+        status, data = match.group(1).decode("latin-1").rstrip(), rest[0]
+    if not status.startswith("2"):
+        after = header_value(head, b"Retry-After") or b""
+        can_wait = status[:3] in ("429", "503") and after.isdigit()
+        delay = min(max(float(after), RETRY_SECONDS), 60) if can_wait else RETRY_SECONDS
+        raise Failure(f"the answer is {status}", absent=status[:3] in ("400", "404"), delay=delay)
+    if to_report or status.startswith("204"):
+        return Answer(status, b"", is_whole=True)
+    if re.search(rb"\n(?![!-9;-~]+:)", head):
+        raise ValueError("the answer has a malformed header")
+    length, coding = header_value(head, b"Content-Length"), header_value(head, b"Transfer-Encoding")
+    body = data if ended else None
+    if coding == b"chunked" and length is None:
+        body = join_chunks(data)
+    elif coding is None and re.match(rb"[0-9]{1,9}\Z", length or b""):
+        body = data[: int(length or 0)] if len(data) >= int(length or 0) else None
+    elif length != coding:  # not both missing
+        raise ValueError("it is not clear where the answer ends")
+    return None if body is None else Answer(status, body, is_whole=length != coding)
 
 
-def parse_endpoint(url: str) -> str:
-    """Return *url*, less a final slash, if it is http://HOST[:PORT]; otherwise raise ValueError."""
-    match = re.match(r"(?ai)(http://(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?)/?\Z", url)
-    if not match or not 1 <= int(match.group(2) or "80") <= 65535:
-        raise ValueError(f"{url!a} is not http://HOST[:PORT]")
-    return match.group(1)
+def header_value(head: bytes, name: bytes) -> "Optional[bytes]":
+    """Return what the header *name* says, in small letters; if it says several things, all."""
+    lines = re.findall(rb"\n" + name + rb":(.*)", head, re.IGNORECASE)
+    return b",".join({line.strip(b" \t\r").lower() for line in lines}) if lines else None
+
+
+def join_chunks(data: bytes) -> "Optional[bytes]":
+    """Return the body that *data* has in chunks (RFC 9112, 7.1), or None if some is missing."""
+    body, end = b"", 0
+    while True:
+        start = data.find(b"\r\n", end) + 2
+        if start < 2:
+            return None
+        match = re.match(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\r\n", data[end:start])
+        end = start + int(match.group(1), 16) if match else start
+        if match and end == start:  # the last one; trailers may follow, and then an empty line
+            return body if re.search(rb"\n\r?\n", data[start - 1 :]) else None
+        if not match or not b"\r\n".startswith(data[end : end + 2]):
+            raise ValueError("the answer has a malformed chunk")
+        body += data[start:end]
+        end += 2
 
 
 def say(line: str, remark: str = "", error: bool = False) -> None:
-    """Print *line* at once, but not twice a minute; trouble, with a *remark*, also if it is new."""
-    line, now = line[:LINE_MAX], time.monotonic()
-    recent = [old for old, when in said if now - when < REPEAT_SECONDS]
-    known = recent[-1:] if remark else recent
+    """Print a line at once: what a peer sent must neither break it nor steer a terminal."""
     stream = sys.stderr if error else sys.stdout
-    if stream is None or (line and line in known) or (remark and len(recent) >= LINES_MAX):
-        return
-    said.append((line, now))
-    try:
-        # What a peer sent must neither break the line nor steer a terminal.
-        print(re.sub("[^ -~]", "?", line + remark), file=stream, flush=True)
-    except OSError:
-        # Nobody reads (a closed pipe, a full disk): go on, and have no error in the flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    printable = re.sub("[^ -~]", "?", line[: 400 - len(remark)] + remark)
+    with contextlib.suppress(OSError):  # nobody reads (a closed pipe, a full disk): go on
+        if stream:
+            os.write(stream.fileno(), printable.encode() + b"\n")
 
 
-class StepFailed(Exception):
-    """A step failed, with an HTTP *status* or not; try again after *delay* seconds."""
+told: "Dict[bool, List[Tuple[float, str]]]" = {False: [], True: []}  # steps, and failures
 
-    def __init__(self, text: str, status: "Optional[int]", delay: float) -> None:
-        super().__init__(text)
-        self.status, self.delay = status, delay
+
+def tell(line: str, remark: str = "", error: bool = False) -> None:
+    """Say a line of an attempt, unless it came within a minute, or ten others did.
+
+    A failure, which has a *remark*, comes again when there was another one meanwhile.
+    """
+    now, lines = time.monotonic(), told[bool(remark)]
+    lines[:] = [(when, old) for when, old in lines if now - when < 60]
+    known = [old for _, old in (lines[-1:] if remark else lines)]
+    if line not in known and len(lines) < 10:
+        lines.append((now, line))
+        say(line, remark, error)
 
 
 @contextlib.contextmanager
 def step(name: str) -> "Iterator[None]":
-    """Turn whatever goes wrong inside into a StepFailed that names the step and the reason."""
+    """Turn whatever goes wrong inside into a Failure that names the step and the reason."""
     try:
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, (StepFailed, OSError, ValueError)) else repr(error)
+        reason = str(error) or repr(error)
         if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
             # Some images let only root reach WireServer (coreos/bugs issue 2468).
             reason += " (you are not root: try again as root)"
-        status, delay = getattr(error, "status", None), getattr(error, "delay", RETRY_SECONDS)
-        raise StepFailed(f"{name} failed: {reason[:REASON_MAX]}", status, delay) from error
+        absent, delay = getattr(error, "absent", False), getattr(error, "delay", RETRY_SECONDS)
+        raise Failure(f"{name} failed: {reason}", absent, delay) from error
 
 
-class BoundedSocket(socket.socket):
-    """A socket that reads for one answer, until *deadline* and no more bytes than *budget*."""
+def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"") -> Answer:
+    """GET *url*, or POST *report* to it, in waagent's form; raise as parse_answer() does.
 
-    deadline: float
-    budget = ANSWER_MAX
-
-    def recv_into(self, *arguments: "object") -> int:
-        self.settimeout(seconds_left(self.deadline))  # it would start anew with each byte
-        received = super().recv_into(*arguments)  # type: ignore[arg-type]
-        self.budget -= received
-        if self.budget < 0:
-            raise ValueError("the answer is longer than 1 MiB")
-        return received
-
-
-def seconds_left(deadline: float) -> float:
-    """Return the seconds until *deadline* on the monotonic clock, or raise socket.timeout."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise socket.timeout("timed out")
-    return left
-
-
-def exchange(url: str, headers: "Dict[str, str]", deadline: float, report: bytes = b"") -> bytes:
-    """GET *url* and return the body; or POST *report* to it and return the status: "200 OK".
-
-    Knows neither proxies nor redirects. Raises StepFailed for any status but 2xx, and OSError,
-    HTTPException or ValueError for an answer that is late, broken, cut short or too long.
+    And OSError or ValueError where the answer is late, cut short or too long.
     """
-    deadline = min(deadline, time.monotonic() + STEP_SECONDS)
-    host, path = url[len("http://") :].split("/", 1)
-    limit = min(CONNECT_SECONDS, seconds_left(deadline))
-    with contextlib.closing(http.client.HTTPConnection(host, timeout=limit)) as connection:
-        connection.connect()
-        connection.sock = BoundedSocket(fileno=connection.sock.detach())
-        connection.sock.deadline = deadline
-        connection.sock.settimeout(seconds_left(deadline))
-        connection.request("POST" if report else "GET", "/" + path, report or None, headers)
-        with connection.getresponse() as response:
-            status = f"{response.status} {response.reason}".strip()
-            if not 200 <= response.status < 300:
-                delay = retry_delay(response.status, response.getheader("Retry-After", ""))
-                raise StepFailed(f"the answer is {status}", response.status, delay)
-            if report:  # the status alone is the acceptance
-                return status.encode()
-            body = response.read()  # BoundedSocket ends it, and what is cut short is an error
-            if len(body) > BODY_MAX:
-                raise ValueError("the answer is longer than 1 MiB")
-            if sum(map(body.count, b"={[,")) > PARTS_MAX:  # parsed, each may take 240 bytes
-                raise ValueError("the answer has too many parts")
-            return body
+    _, _, authority, path = url.split("/", 3)
+    host, _, port = authority.partition(":")
+    head = [f"{'POST' if report else 'GET'} /{path} HTTP/1.1", f"Host: {authority}", *headers]
+    head += [f"Content-Length: {len(report)}"] if report else []
+    request = "\r\n".join([*head, "Connection: close", "", ""]).encode("ascii") + report
+    data, now = b"", time.monotonic()
+    deadline = min(deadline, now + STEP_SECONDS)
+    with socket.socket() as connection:
+        connection.settimeout(min(max(deadline - now, 0.001), CONNECT_SECONDS))
+        connection.connect((host, int(port or "80")))
+        # A host may answer, and close, before it has read the request.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(request)
+        while time.monotonic() < deadline:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            received = connection.recv(ANSWER_MAX + 1 - len(data))
+            data += received
+            if len(data) > ANSWER_MAX:
+                raise ValueError("the answer is longer than 256 KiB")
+            answer = parse_answer(data, ended=not received, to_report=bool(report))
+            if answer:
+                return answer
+            if not received:
+                raise ValueError(f"the answer is cut short: {data[:80]!a}")
+    raise socket.timeout("timed out")
+
+
+def run(command: "List[str]", deadline: float) -> bytes:
+    """Run a program and return what it prints; a Failure has it where the program fails."""
+    import subprocess  # not needed before Ready
+
+    null, pipe, out = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+    limit = min(deadline - time.monotonic(), STEP_SECONDS)
+    done = subprocess.run(command, stdin=null, stdout=pipe, stderr=out, timeout=limit)
+    if done.returncode:
+        printed = done.stdout.decode("utf-8", "replace").strip()
+        absent = printed == "Key not available."  # as systemd-imds says
+        raise Failure(f"{command[0]} ended with status {done.returncode}: {printed}", absent)
+    return done.stdout
+
+
+def fetch_name(imds: str, leaf: "Tuple[str, str]", deadline: float) -> str:
+    """Return the name in a leaf of IMDS's instance document, by its key and api-version."""
+    path = "/metadata{}?api-version={}&format=text".format(*leaf)
+    try:
+        answer = exchange(imds + path, ["Metadata: true"], deadline)
+    except PermissionError:
+        if not os.access(SYSTEMD_IMDS, os.X_OK):
+            raise
+        # systemd 261 and newer can keep IMDS to its own client (85-imds-early.network).
+        return parse_name(run([SYSTEMD_IMDS, "--cache=no", leaf[0]], deadline))
+    if not answer.is_whole:
+        raise ValueError("the answer does not say where it ends, and may be cut short")
+    return parse_name(answer.body)
 
 
 def set_host_name(name: str, deadline: float) -> None:
     """Make *name* the kernel's host name and the stored one, on disk, or raise OSError."""
-    import subprocess  # not needed before Ready
-
-    command = ["hostnamectl", "--no-ask-password", "set-hostname", name]
-    limit = min(STEP_SECONDS, seconds_left(deadline))
-    null = subprocess.DEVNULL
     try:
-        subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=limit, check=True)
+        # --static, or it takes PRETTY_HOSTNAME out of /etc/machine-info.
+        run(["hostnamectl", "--no-ask-password", "--static", "set-hostname", name], deadline)
         verify_host_name(name)
-    except (OSError, subprocess.SubprocessError) as error:
-        say(f"{str(error).rstrip('.')}; setting the host name without hostnamectl", error=True)
-        write_etc_hostname(name)
-        socket.sethostname(name)
+    except Exception as error:
+        tell(f"{error}; setting the host name without hostnamectl", error=True)
+        try:
+            socket.sethostname(name)
+        finally:  # the stored name is the kernel's at the next boot
+            write_etc_hostname(name)
         verify_host_name(name)
+    finally:
+        directory, prefix = os.path.split(ETC_HOSTNAME + ".azure-provisioning")
+        for file in os.listdir(directory):
+            if file.startswith(prefix):  # of this run, or of one that was killed
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(directory, file))
 
 
 def verify_host_name(name: str) -> None:
     """Return if *name* is the kernel's host name and, on disk, the stored one; or raise OSError."""
     with open(ETC_HOSTNAME, "rb") as file:
         os.fsync(file.fileno())  # else a power cut may undo the name, but not the disabled unit
-        names = (socket.gethostname(), file.read(BODY_MAX).decode("utf-8", "replace").strip())
+        names = (socket.gethostname(), file.read().decode("utf-8", "replace").strip())
     if names != (name, name):
         raise OSError("the host name is {}, and {} is stored, not {}".format(*names, name))
 
 
 def write_etc_hostname(name: str) -> None:
     """Replace /etc/hostname in one go: a power cut leaves the old name or the new one."""
-    temporary = ETC_HOSTNAME + ".azure-provisioning"
-    try:
-        with open(temporary, "xb", buffering=0) as file:  # fails once if a kill has left one
-            file.write(name.encode() + b"\n")
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        os.rename(temporary, ETC_HOSTNAME)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    temporary = f"{ETC_HOSTNAME}.azure-provisioning.{os.getpid()}"  # another run has its own
+    with open(temporary, "xb", buffering=0) as file:
+        file.write(name.encode() + b"\n")
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+    os.rename(temporary, ETC_HOSTNAME)
 
 
-def report_ready(options: Options, deadline: float) -> None:
+def report_ready(options: Options, deadline: float, _: float) -> None:
     """One attempt: fetch the goal state, for its current incarnation, and report Ready."""
-    say(f"Fetching the goal state from {options.wireserver}")
+    tell(f"Fetching the goal state from {options.wireserver}")
     with step("Goal state"):
-        url = options.wireserver + GOAL_STATE_PATH
-        goal_state = parse_goal_state(exchange(url, WIRESERVER_HEADERS, deadline))
-    say("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
+        url = options.wireserver + "/machine?comp=goalstate"
+        goal_state = parse_goal_state(exchange(url, WIRESERVER_HEADERS, deadline).body)
+    tell("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
     report = build_health_report(goal_state)
     if options.dry_run:
         for line in ["Would report Ready:", *report.decode().splitlines()]:
             say(line)
         return
-    say("Reporting Ready")
+    tell("Reporting Ready")
     with step("Health report"):
-        status = exchange(options.wireserver + HEALTH_PATH, HEALTH_HEADERS, deadline, report)
-    say(f"Ready accepted: {status.decode()}")
+        url = options.wireserver + "/machine?comp=health"
+        say(f"Ready accepted: {exchange(url, HEALTH_HEADERS, deadline, report).status}")
 
 
-def set_name(options: Options, deadline: float) -> None:
-    """One attempt: ask IMDS for the name and set it."""
-    say(f"Fetching the name from {options.imds}")
-    raw_name = fetch_name(options.imds, deadline)
-    with step("Host name"):
-        name = make_host_name(raw_name)
-        if options.dry_run:
-            say(f"Would set the host name {name}")
-            return
-        set_host_name(name, deadline)
-    say(f"Host name {name} set")
-
-
-def fetch_name(imds: str, deadline: float) -> str:
-    """Return the computer name, or from a host too old for that the VM's name."""
+def set_name(options: Options, deadline: float, patience: float) -> None:
+    """One attempt: ask IMDS for the computer name, or after *patience* the VM's, and set it."""
+    tell(f"Fetching the name from {options.imds}")
     try:
-        with step("Compute document"):
-            return parse_compute_document(exchange(imds + COMPUTE_PATH, IMDS_HEADERS, deadline))
-    except StepFailed as error:
-        if error.status not in (400, 404):
+        with step("Computer name"):
+            name = fetch_name(options.imds, COMPUTER_NAME, deadline)
+    except Failure as failure:
+        if not failure.absent or time.monotonic() < patience:
             raise
-        say(f"{error}; asking for the plain name")
-    with step("Plain name"):
-        return str(exchange(imds + PLAIN_NAME_PATH, IMDS_HEADERS, deadline), "utf-8", "replace")
+        tell(f"{failure}; asking for the VM's name")
+        with step("VM name"):
+            name = fetch_name(options.imds, VM_NAME, deadline)
+    with step("Host name"):
+        host_name = make_host_name(name)
+        if not options.dry_run:
+            set_host_name(host_name, deadline)
+    say(f"Would set the host name {host_name}" if options.dry_run else f"Host name {host_name} set")
 
 
-def persist(attempt: "Callable[[Options, float], None]", options: Options, seconds: float) -> bool:
+def persist(attempt: "Callable[..., None]", options: Options, seconds: float) -> bool:
     """Make *attempt* after *attempt* until one succeeds or the *seconds* are over; return which."""
-    deadline = time.monotonic() + seconds
+    start = time.monotonic()
+    deadline, patience = start + seconds, start + min(seconds, PATIENCE_SECONDS)
     while True:
         try:
             # The last attempt has a second, too, to find that the trouble is over.
-            attempt(options, max(deadline, time.monotonic() + 1))
+            attempt(options, max(deadline, time.monotonic() + 1), patience)
             return True
         except Exception as error:  # whatever it was, the next attempt may put it right
             left = deadline - time.monotonic()
             if left <= 0:
-                say(f"{error}; giving up", error=True)
+                say(str(error), "; giving up", error=True)
                 return False
-            say(str(error), f"; trying again for {int(left) + 1} s", error=True)
+            tell(str(error), f"; trying again for {int(left) + 1} s", error=True)
             time.sleep(min(left, getattr(error, "delay", RETRY_SECONDS)))
+
+
+def parse_option(option: str, text: str) -> "Union[str, float]":
+    """Return the value of --timeout, in seconds, or a URL without a final slash; or ValueError."""
+    if option == "--timeout":
+        if re.match(r"[0-9]+(\.[0-9]+)?\Z", text) and 0 < float(text) <= 86400:
+            return float(text)
+        raise ValueError(f"--timeout takes more than 0, at most 86400 seconds, not {text!a}")
+    url = re.match(r"(?a)(http://[\w.-]+(?::(\d{1,5}))?)/?\Z", text)
+    if url and 0 < int(url.group(2) or 80) < 65536:
+        return url.group(1)
+    raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")
 
 
 def parse_arguments(arguments: "List[str]") -> Options:
@@ -368,32 +402,30 @@ def parse_arguments(arguments: "List[str]") -> Options:
         pairs, rest = getopt.getopt(arguments, "h", names)
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!a}")
-        given = dict(pairs)
-        if given.keys() & {"-h", "--help", "--version"}:
-            for line in [__version__] if "--version" in given else __doc__.strip().splitlines():
-                say(line)
-            sys.exit(EXIT_OK)
-        timeout = float(given["--timeout"]) if "--timeout" in given else None
-        if timeout is not None and not 0 < timeout <= TIMEOUT_MAX:
-            raise ValueError(f"--timeout takes more than 0 and at most {TIMEOUT_MAX} seconds")
-        wireserver = parse_endpoint(given.get("--wireserver", DEFAULTS.wireserver))
-        imds = parse_endpoint(given.get("--imds", DEFAULTS.imds))
-        return Options(wireserver, imds, timeout, "--dry-run" in given)
+        options = DEFAULTS._replace(dry_run=("--dry-run", "") in pairs)
+        for option, text in pairs:
+            if option in ("-h", "--help", "--version"):
+                for line in [__version__] if option == "--version" else __doc__.splitlines():
+                    say(line)
+                sys.exit(0)
+            if option[2:] in options._fields:
+                options = options._replace(**{option[2:]: parse_option(option, text)})
+        return options
     except (getopt.GetoptError, ValueError) as error:
         say(f"azure_provisioning.py: {error} (try --help)", error=True)
-        sys.exit(EXIT_USAGE)
+        sys.exit(2)
 
 
 def main() -> int:
     """Do as the command line says; return the exit status."""
-    options = parse_arguments(sys.argv[1:]) if sys.argv[1:] else DEFAULTS
     try:
+        options = parse_arguments(sys.argv[1:]) if sys.argv[1:] else DEFAULTS
         ready = persist(report_ready, options, options.timeout or WIRESERVER_SECONDS)
         named = ready and persist(set_name, options, options.timeout or IMDS_SECONDS)
     except KeyboardInterrupt:
         say("Interrupted", error=True)
-        return EXIT_INTERRUPTED
-    return EXIT_OK if named else EXIT_NOT_NAMED if ready else EXIT_NOT_READY
+        return 130
+    return 0 if named else 3 if ready else 1
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
-MEMORY_MAX = 40 << 10  # KiB, for any run of the script
+MEMORY_MAX = 20 << 10  # KiB, for any run of the script, whatever a peer sends
 # As in the unit; but to measure coverage in the script's process site-packages must be there.
 FLAGS = ["-I"] if "COVERAGE_PROCESS_CONFIG" in os.environ else ["-I", "-S"]
 SLACK = 5  # seconds that a start of Python and a busy machine may add
@@ -44,6 +44,7 @@ def pytest_report_header() -> List[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
+    parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

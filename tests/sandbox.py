@@ -85,6 +85,7 @@ def take_over(directory: str, replace: "Callable[[Any, str, object], None]" = se
     replace(socket, "sethostname", lambda name: write(kernel, name))
     replace(os, "environ", dict(os.environ, PATH=os.path.join(directory, "bin")))
     replace(azure_provisioning, "ETC_HOSTNAME", os.path.join(directory, "etc", "hostname"))
+    replace(azure_provisioning, "SYSTEMD_IMDS", os.path.join(directory, "bin", "systemd-imds"))
 
 
 def main() -> int:

@@ -23,13 +23,16 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 WIRESERVER_VERSIONS = ("2012-11-30", "2015-04-05")
-IMDS_VERSIONS = ("2017-08-01", "2018-10-01", "2019-06-01", "2020-07-15", "2021-02-01")
+IMDS_VERSIONS = (
+    *("2017-08-01", "2018-10-01", "2019-06-01", "2020-07-15", "2021-02-01", "2023-11-15"),
+    "2025-04-07",
+)
 OLD_IMDS_VERSIONS = ("2017-08-01", "2018-10-01", "2019-06-01")
 COMPUTER_NAME_SINCE = "2020-07-15"
 IMDS_REQUESTS_A_SECOND = 5
 ENDPOINTS = {
     "wireserver": ("goalstate", "health", "versions"),
-    "imds": ("compute", "name"),
+    "imds": ("computer-name", "name", "compute"),
 }
 DRIP_SECONDS = 0.2  # between two bytes of an answer that never ends
 HUGE = 64 << 20  # bytes
@@ -451,10 +454,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.close_connection = True
         armed = self.host.fault_for(self.endpoint())
         with contextlib.suppress(OSError):
             if armed:
+                self.close_connection = True  # else it stays open, unless the client asks to close
                 self.record(armed.name)
                 armed.fault(self)
             else:
@@ -468,7 +471,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if self.server.service == "wireserver":
             return parse_qs(url.query).get("comp", [""])[0]
-        return "name" if url.path.endswith("/name") else "compute"
+        ends = {"computerName": "computer-name", "name": "name"}
+        return ends.get(url.path.rpartition("/")[2], "compute")
 
     def header_dict(self) -> Dict[str, str]:
         return {name.lower(): value for name, value in self.headers.items()}
@@ -514,11 +518,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(times) == times.maxlen and time.monotonic() - times[0] < 1:
             return error(429, "Too many requests")
         times.append(time.monotonic())
-        document: Any = self.host.compute(version)
-        if url.path == "/metadata/instance/compute/name":
-            document = document["name"]
-        elif url.path != "/metadata/instance/compute":
+        document: Any = {"compute": self.host.compute(version)}
+        root, *keys = url.path.rstrip("/").split("/metadata/instance")
+        if root or not keys:
             return error(404, "Not found")
+        for key in filter(None, keys[0].split("/")):
+            if not isinstance(document, dict) or key not in document:
+                return error(404, "Not found")
+            document = document[key]
         if query.get("format", "json") == "json":
             return Answer(200, json.dumps(document).encode(), "application/json; charset=utf-8")
         if query["format"] == "text" and isinstance(document, str):
@@ -595,7 +602,8 @@ def main() -> None:
         epilog=(
             "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds "
             "from the start); more of one endpoint come one after the other. ENDPOINT is "
-            "goalstate, health, versions, compute, name, or all of wireserver or imds. KIND is a "
+            "goalstate, health, versions, computer-name, name (the VM's), compute (the document), "
+            "or all of wireserver or imds. KIND is a "
             "status such as 503 or 503,Retry-After=5, body=TEXT, refused (of wireserver or imds), "
             "or one of: " + ", ".join(FAULTS) + "."
         ),

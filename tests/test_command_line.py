@@ -30,6 +30,10 @@ WRONG = [
     ["--timeout", "inf"],
     ["--timeout", "86400.01"],
     ["--timeout", "soon"],
+    ["--timeout", "1_0"],
+    ["--timeout", "+1"],
+    ["--timeout", "1e3"],
+    ["--timeout", "\u0661"],
     ["--timeout", "1\n2"],
     ["--timeout", "caf\u00e9"],
     ["--timeout"],
@@ -56,6 +60,23 @@ def test_wrong_usage_gets_one_line_and_status_2(arguments: list[str]) -> None:
     assert line.isascii()
 
 
+@pytest.mark.parametrize("option", ["--timeout", "--wireserver", "--imds"])
+@pytest.mark.parametrize("value", ["", "abc", "-1", "1_0", "http://", "http://h:0", "http://[::1]"])
+def test_a_wrong_value_is_shown_with_its_option_and_what_that_takes(
+    option: str, value: str
+) -> None:
+    takes = "more than 0, at most 86400 seconds" if option == "--timeout" else "http://HOST[:PORT]"
+    line = f"azure_provisioning.py: {option} takes {takes}, not {value!r} (try --help)\n"
+    assert call(f"{option}={value}") == (2, "", line)
+
+
+@pytest.mark.parametrize("level", ["-O", "-OO"])
+def test_help_is_there_without_docstrings_too(level: str) -> None:
+    command = [sys.executable, *FLAGS, level, sandbox.SCRIPT, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (call("--help")[1], "")
+
+
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) -> None:
     status, out, err = call(option)
@@ -67,7 +88,7 @@ def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) 
         assert text in out
     for number in (0, 1, 2, 3, 130):
         assert f"\n  {number} " in out
-    for url in (script.DEFAULTS.wireserver, script.DEFAULTS.imds):
+    for url in script.DEFAULTS[:2]:
         assert url in out
 
 
@@ -95,7 +116,7 @@ def test_importing_it_does_nothing(name: str) -> None:
 
 
 def test_the_default_endpoints_are_those_of_the_platform() -> None:
-    assert script.DEFAULTS == ("http://168.63.129.16", "http://169.254.169.254", None, False)
+    assert script.DEFAULTS == ("http://168.63.129.16", "http://169.254.169.254", 0, False)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +162,8 @@ def test_deadlines_count_on_no_clock_that_can_be_set() -> None:
 def test_what_is_not_needed_before_ready_is_not_imported() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import azure_provisioning;"
-        "late = ['typing', 'json', 'subprocess', 'argparse', 'logging', 'getopt', 'ssl'];"
+        "late = ['typing', 'json', 'subprocess', 'argparse', 'logging', 'getopt', 'ssl', 'http',"
+        " 'email', 'xml', 'encodings.idna'];"
         "print(*[name for name in late if sys.modules.get(name)])"
     )
     done = subprocess.run(

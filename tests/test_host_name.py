@@ -1,16 +1,20 @@
 """Where hostnamectl does not do it, the script does; or it says that it could not."""
 
+import errno
 import os
 import re
+import socket
 import stat
 import subprocess
 import time
-from typing import List
+from typing import List, Tuple
 
 import pytest
 
 import sandbox
 from conftest import SLACK, Machine, Run
+from on_our_clock import Run as OnOurClock
+from on_our_clock import script
 from simulated_host import SimulatedHost
 
 NAMES = ["web000011", "web000011"]
@@ -72,6 +76,11 @@ def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(
 
 
 @pytest.fixture
+def on_our_clock(machine: Machine, host: SimulatedHost) -> OnOurClock:
+    return script(machine, host)
+
+
+@pytest.fixture
 def direct(machine: Machine) -> Machine:
     machine.install_hostnamectl("")
     return machine
@@ -112,11 +121,15 @@ def test_a_symbolic_link_is_replaced_and_not_followed(run: Run, direct: Machine)
     assert target.read_text() == "old-name\n"
 
 
+@pytest.mark.parametrize("hostnamectl", ["works", "is missing"])
 @pytest.mark.parametrize("kind", ["file", "FIFO", "link"])
-def test_what_is_in_the_place_of_the_temporary_file_is_removed(
-    run: Run, direct: Machine, kind: str
+def test_what_a_killed_run_has_left_behind_is_removed(
+    run: Run, machine: Machine, kind: str, hostnamectl: str
 ) -> None:
-    path = direct.etc / "hostname.azure-provisioning"
+    if hostnamectl == "is missing":
+        machine.install_hostnamectl("")
+    direct = machine
+    path = direct.etc / "hostname.azure-provisioning.17"
     target = direct.directory / "target"
     target.write_text("untouched")
     if kind == "file":
@@ -133,7 +146,52 @@ def test_what_is_in_the_place_of_the_temporary_file_is_removed(
     assert os.listdir(direct.etc) == ["hostname"]
 
 
-def test_a_name_that_cannot_be_stored_is_not_set_at_all(
+@pytest.mark.parametrize("kind", ["file", "FIFO", "link"])
+def test_what_is_in_the_place_of_the_temporary_file_is_removed(
+    direct: Machine, on_our_clock: OnOurClock, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A process ID comes again, most of all at boot."""
+    monkeypatch.setattr("os.getpid", lambda: 17)
+    path = direct.etc / "hostname.azure-provisioning.17"
+    target = direct.directory / "target"
+    target.write_text("untouched")
+    if kind == "file":
+        path.write_text("a half-written name, left by a kill")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    assert on_our_clock().status == 0
+    assert target.read_text() == "untouched"
+    assert direct.names == NAMES
+    assert os.listdir(direct.etc) == ["hostname"]
+
+
+def test_two_runs_at_once_never_leave_the_stored_name_empty(
+    command: List[str], direct: Machine
+) -> None:
+    path = direct.etc / "hostname"
+    for _ in range(5):
+        path.write_text("old-name\n")
+        runs = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for _ in range(3)
+        ]
+        while any(run.poll() is None for run in runs):
+            assert path.read_text() in ("old-name\n", "web000011\n")
+        assert [run.returncode for run in runs] == [0, 0, 0]
+        assert os.listdir(direct.etc) == ["hostname"]
+
+
+def test_the_reason_that_hostnamectl_gives_is_printed(run: Run, machine: Machine) -> None:
+    machine.install_hostnamectl(UNFIT["fails"])
+    assert run().err == [
+        "hostnamectl ended with status 1: Failed to connect to bus; "
+        "setting the host name without hostnamectl"
+    ]
+
+
+def test_a_name_that_cannot_be_stored_is_the_kernels_all_the_same(
     host: SimulatedHost, run: Run, direct: Machine
 ) -> None:
     (direct.etc / "hostname").unlink()
@@ -141,7 +199,7 @@ def test_a_name_that_cannot_be_stored_is_not_set_at_all(
     result = run("--timeout=1")
     assert result.status == 3
     assert len(host.accepted) == 1
-    assert (direct.directory / "kernel").read_text() == "old-name"
+    assert (direct.directory / "kernel").read_text() == "web000011"
     assert os.listdir(direct.etc) == ["hostname"], "no temporary file is left"
     assert "Host name failed: [Errno 21] Is a directory" in result.err[1]
 
@@ -156,3 +214,92 @@ def test_a_name_that_cannot_be_stored_yet_is_stored_later(
         (direct.etc / "hostname").rmdir()
     assert process.returncode == 0
     assert direct.names == NAMES
+
+
+# ---- Where systemd keeps IMDS to its own client
+
+
+LEAF = "/instance/compute/{}"
+SYSTEMD_IMDS = '#!/bin/sh\nprintf \'%s\\n\' "$*" >>"${0%/bin/*}/systemd-imds.log"\n'
+
+
+@pytest.fixture
+def locked(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine with a route that prohibits all but WireServer, and no systemd-imds yet."""
+    connect = socket.socket.connect
+
+    def prohibit(self: socket.socket, address: Tuple[str, int]) -> None:
+        if address[0] == "127.0.0.2":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        connect(self, address)
+
+    monkeypatch.setattr("socket.socket.connect", prohibit)
+    return machine
+
+
+IMDS = "--imds=http://127.0.0.2"
+
+
+def install_systemd_imds(machine: Machine, script: str) -> None:
+    program = machine.directory / "bin" / "systemd-imds"
+    program.write_text(SYSTEMD_IMDS + script)
+    program.chmod(0o755)
+
+
+def asked(machine: Machine) -> List[str]:
+    return (machine.directory / "systemd-imds.log").read_text().splitlines()
+
+
+def test_where_imds_is_locked_systemd_imds_gives_the_name(
+    locked: Machine, on_our_clock: OnOurClock
+) -> None:
+    install_systemd_imds(locked, "printf web000011\n")
+    result = on_our_clock(IMDS)
+    assert (result.status, result.err) == (0, [])
+    assert locked.names == NAMES
+    assert asked(locked) == ["--cache=no " + LEAF.format("osProfile/computerName")]
+
+
+def test_where_imds_is_locked_systemd_imds_gives_the_name_of_the_vm_in_the_end(
+    locked: Machine, on_our_clock: OnOurClock
+) -> None:
+    install_systemd_imds(
+        locked, "case $2 in */name) echo vm;; *) echo 'Key not available.' >&2; exit 1;; esac\n"
+    )
+    result = on_our_clock(IMDS)
+    assert result.status == 0
+    assert 60 <= result.seconds < 60 + SLACK
+    assert locked.names == ["vm", "vm"]
+    assert asked(locked)[-2:] == [
+        "--cache=no " + LEAF.format(leaf) for leaf in ("osProfile/computerName", "name")
+    ]
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        (
+            "echo Failed to connect >&2; exit 1",
+            "systemd-imds ended with status 1: Failed to connect",
+        ),
+        ("echo '<html>'", "the answer is no name: '<html>'"),
+        ("echo one; echo two", r"the answer is no name: 'one\ntwo'"),
+    ],
+)
+def test_a_systemd_imds_that_gives_no_name_is_a_failure_like_any_other(
+    locked: Machine, on_our_clock: OnOurClock, script: str, reason: str
+) -> None:
+    install_systemd_imds(locked, script)
+    result = on_our_clock(IMDS, "--timeout=2")
+    assert result.status == 3
+    assert result.err[-1].startswith("Computer name failed: ")
+    assert result.err[-1].endswith(reason + "; giving up")
+    assert locked.names == ["old-name", "old-name"]
+
+
+def test_where_imds_is_locked_and_there_is_no_systemd_imds_it_is_a_failure_like_any_other(
+    locked: Machine, on_our_clock: OnOurClock
+) -> None:
+    result = on_our_clock(IMDS, "--timeout=2")
+    assert result.status == 3
+    assert result.err[-1].startswith("Computer name failed: [Errno 13] Permission denied")

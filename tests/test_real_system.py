@@ -81,7 +81,7 @@ def test_without_any_option_it_does_the_whole_job(host: SimulatedHost, python: s
     ("number", "line"),
     [
         (0, "Goal state failed: [Errno 101] Network is unreachable; trying again for 1200 s"),
-        (1, "Compute document failed: [Errno 101] Network is unreachable; trying again for 300 s"),
+        (1, "Computer name failed: [Errno 101] Network is unreachable; trying again for 300 s"),
     ],
 )
 def test_a_network_that_comes_late_is_only_a_delay(
@@ -98,20 +98,31 @@ def test_a_network_that_comes_late_is_only_a_delay(
     assert len(host.accepted) == 1
 
 
-def test_a_read_only_etc_leaves_the_name_as_it_was(host: SimulatedHost) -> None:
+def test_where_etc_is_read_only_the_kernel_has_the_name_all_the_same(host: SimulatedHost) -> None:
     status, lines = boot("--timeout=1", prepare="mount -o remount,ro,bind /etc")
     assert status == 3
-    assert lines[-3:] == ["kernel: old-name", "stored: old-name", "files: hostname"]
+    assert lines[-3:] == ["kernel: web000011", "stored: old-name", "files: hostname"]
     assert any("Read-only file system" in line for line in lines)
     assert len(host.accepted) == 1
 
 
-def test_a_full_disk_leaves_the_name_as_it_was(host: SimulatedHost) -> None:
+def test_where_the_disk_is_full_the_kernel_has_the_name_all_the_same(host: SimulatedHost) -> None:
     fill = "head -c 8k /dev/zero >/etc/full 2>/dev/null || true"
     status, lines = boot("--timeout=1", prepare=fill)
     assert status == 3
-    assert lines[-3:] == ["kernel: old-name", "stored: old-name", "files: full hostname"]
+    assert lines[-3:] == ["kernel: web000011", "stored: old-name", "files: full hostname"]
     assert any("No space left on device" in line for line in lines)
+
+
+def test_output_that_breaks_where_there_is_no_dev_null_changes_nothing(
+    host: SimulatedHost,
+) -> None:
+    broken = ["sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"]
+    without = "mount -t tmpfs tmpfs /mnt; mknod /mnt/full c 1 7; mount --move /mnt /dev"
+    status, lines = boot(prepare=without, prefix=["/bin/" + broken[0], *broken[1:]])
+    assert status == 0
+    assert lines[:2] == ["kernel: web000011", "stored: web000011"], "and no line of the script's"
+    assert len(host.accepted) == 1
 
 
 def run_as(user: List[str], *options: str) -> Tuple[int, str]:
