@@ -139,7 +139,7 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
         head, *rest = re.split(rb"\r?\n\r?\n", data, maxsplit=1)
         if not rest:
             return None
-        match = re.match(rb"HTTP/1\.[0-9] ([0-9]{3}( .*)?)\r?(\n|\Z)", head)
+        match = re.match(rb"HTTP/1\.[0-9] ([0-9]{3}( [^\r\n]*)?)(\r?\n|\Z)", head)
         if not match:
             raise ValueError(f"the answer is no HTTP: {head[:80]!a}")
         status, data = match.group(1).decode("latin-1").rstrip(), rest[0]
@@ -153,14 +153,15 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
     if re.search(rb"\n(?![!-9;-~]+:)", head):
         raise ValueError("the answer has a malformed header")
     length, coding = header_value(head, b"Content-Length"), header_value(head, b"Transfer-Encoding")
-    body = data if ended else None
-    if coding == b"chunked" and length is None:
+    if length is None and coding is None:
+        return Answer(status, data, is_whole=False) if ended else None
+    if length is None and coding == b"chunked":
         body = join_chunks(data)
-    elif coding is None and re.match(rb"[0-9]{1,9}\Z", length or b""):
-        body = data[: int(length or 0)] if len(data) >= int(length or 0) else None
-    elif length != coding:  # not both missing
+    elif length is not None and coding is None and re.match(rb"[0-9]{1,9}\Z", length):
+        body = data[: int(length)] if len(data) >= int(length) else None
+    else:
         raise ValueError("it is not clear where the answer ends")
-    return None if body is None else Answer(status, body, is_whole=length != coding)
+    return None if body is None else Answer(status, body, is_whole=True)
 
 
 def header_value(head: bytes, name: bytes) -> "Optional[bytes]":

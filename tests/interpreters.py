@@ -1,8 +1,9 @@
-"""Find every CPython of this machine that the script must run on."""
+"""Find every CPython of this machine that the script must run on, and take one from an image."""
 
 import glob
 import os
 import subprocess
+from pathlib import Path
 from typing import Dict
 
 PLACES = [
@@ -31,3 +32,20 @@ def find() -> Dict[str, str]:
             if key >= (3, 6):
                 found.setdefault(key, executable)
     return {".".join(map(str, key)): found[key] for key in sorted(found)}
+
+
+# Its own libraries, since the image is newer than the machine.
+FROM_IMAGE = """\
+#!/bin/sh
+exec {loader} --library-path {loader.parent} --argv0 {python} {python} "$@"
+"""
+
+
+def from_image(root: Path, program: Path) -> str:
+    """Make *program* run the Python of the image at *root*, on this machine; return its path."""
+    (loader,) = root.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*")
+    partial = program.with_suffix(f".{os.getpid()}")  # other workers do the same
+    partial.write_text(FROM_IMAGE.format(loader=loader, python=root / "usr/bin/python3"))
+    partial.chmod(0o755)
+    partial.rename(program)
+    return str(program)

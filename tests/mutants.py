@@ -26,13 +26,23 @@ test-command = "sh check.sh"
 [cosmic-ray.distributor]
 name = "local"
 """
-# The quick ones first, then all; but not the boots, which take too long, and test the unit.
+# First what is most likely to notice a change of that function, then all; but not the boots, which
+# take too long, and test the unit.
 CHECK = """\
 export PYTHONS='{{"this": "{python}"}}'
 test() {{ timeout --kill-after=5 "$@"; }}
 pytest="{python} -m pytest -q -x -p no:cacheprovider"
-test 90 $pytest -n0 tests/test_parsing.py tests/test_command_line.py tests/test_pauses.py &&
-test 200 $pytest -n6 -k 'not test_boots and not test_faults and not test_walks' &&
+line=$(diff original.py azure_provisioning.py | sed -n '1s/[^0-9].*//p')
+function=$(sed -n "1,${{line:-1}}s/^def \\([a-z_]*\\).*/\\1/p" original.py | tail -n 1)
+case $function in
+    parse_goal_state | build_health_report | parse_name | make_host_name) first=parsing ;;
+    parse_answer | header_value | join_chunks) first=answers ;;
+    parse_option | parse_arguments | main) first=command_line ;;
+    fetch_name | run | *_host_name | write_etc_hostname) first=host_name ;;
+    *) first=pauses ;;
+esac
+test 90 $pytest -n0 -k 'not http_client and not hangs' tests/test_$first.py &&
+test 200 $pytest -n6 -k 'not boots and not faults and not walks' &&
 test 400 $pytest -n6 --walks=40 tests/test_faults.py tests/test_walks.py
 """
 
@@ -62,6 +72,7 @@ def prepare(directory: Path, worker: int, workers: int) -> None:
     """Make a copy of the checkout with a cosmic-ray session of one worker's mutants."""
     copy_checkout(directory)
     (directory / "check.sh").write_text(CHECK.format(python=sys.executable))
+    shutil.copy(directory / "azure_provisioning.py", directory / "original.py")
     (directory / "config.toml").write_text(CONFIG)
     cosmic_ray(directory, "init").wait()
     with sqlite3.connect(directory / "session.sqlite") as session:

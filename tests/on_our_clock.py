@@ -1,7 +1,7 @@
 """The script in this process, against real sockets, on a clock that only its pauses move.
 
-An outage of twenty minutes is over at once, each pause is seen to the second, and it does not matter
-how busy this machine is. Everything else is as in sandbox.py: the machine, and the guard.
+An outage of twenty minutes is over at once, each pause is seen to the second, and how busy this
+machine is does not matter. Everything else is as in sandbox.py: the machine, and the guard.
 """
 
 import sys
