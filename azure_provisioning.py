@@ -150,7 +150,7 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
         raise Failure(f"the answer is {status}", absent=status[:3] in ("400", "404"), delay=delay)
     if to_report or status.startswith("204"):
         return Answer(status, b"", is_whole=True)
-    if re.search(rb"\n(?![!-9;-~]+:)", head):
+    if re.search(rb"\n(?![!-9;-~]+:)|\r(?!\n)", head):
         raise ValueError("the answer has a malformed header")
     length, coding = header_value(head, b"Content-Length"), header_value(head, b"Transfer-Encoding")
     if length is None and coding is None:
