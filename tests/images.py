@@ -15,22 +15,30 @@ import readme
 from sandbox import REPOSITORY
 
 SSH = "openssh-server"
+IMDS = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
-PACKAGES = "dbus,python3,systemd,systemd-sysv"
+PACKAGES = "dbus,systemd,systemd-sysv"
 LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
+# The images outlive what their distribution's index is valid for, and so may a mirror's copy of it.
+APT_OPTIONS = ("Acquire::Retries 3", 'Acquire::Check-Valid-Until "false"')
+MINIMAL, FULL = "python3-minimal", "python3"  # what the README says is enough, and what is usual
 
 
 class Image(NamedTuple):
     suite: str
+    python: str
     packages: str = ""  # besides PACKAGES
+    in_container: bool = True
 
 
 # Keep the README's table of what boots in step with this.
 IMAGES = {
-    "debian-11": Image("bullseye", "usrmerge"),
-    "debian-11-split-usr": Image("bullseye"),
-    "debian-12": Image("bookworm", f"{KERNEL},{SSH}"),
-    "debian-13": Image("trixie", f"{KERNEL},{SSH}"),
+    "debian-11": Image("bullseye", MINIMAL, "usrmerge"),
+    "debian-11-split-usr": Image("bullseye", FULL),
+    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH}"),
+    "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
+    # systemd 262 does not know the control groups of the old kind that a host may have.
+    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
 }
 
 
@@ -38,7 +46,7 @@ def build(name: str, directory: Path) -> Path:
     """Return the root directory of the image *name*, which is built in *directory* if need be."""
     image = IMAGES[name]
     root = directory / name
-    recipe = f"{image}, {PACKAGES}, {LEFT_OUT}"
+    recipe = f"{image}, {PACKAGES}, {LEFT_OUT}, {APT_OPTIONS}"
     stamp = directory / f"{name}.recipe"
     with open(directory / f"{name}.lock", "w") as lock:
         # All workers share the images; the first builds, the others wait.
@@ -50,10 +58,10 @@ def build(name: str, directory: Path) -> Path:
                 "nsenter",
                 "--net=" + os.environ["OUTER_NETWORK"],  # to download, and for nothing else
                 *"mmdebstrap --variant=minbase --format=directory --quiet".split(),
-                "--aptopt=Acquire::Retries 3",
+                *(f"--aptopt={option}" for option in APT_OPTIONS),
                 "--dpkgopt=force-unsafe-io",
                 *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
-                f"--include={PACKAGES},{image.packages}",
+                f"--include={PACKAGES},{image.python},{image.packages}",
                 image.suite,
                 str(root),
                 pass_fds=[lock.fileno()],  # so that another run waits even if this one is killed
