@@ -267,8 +267,7 @@ def run(command: "List[str]", deadline: float) -> bytes:
     done = subprocess.run(command, stdin=null, stdout=pipe, stderr=out, timeout=limit)
     if done.returncode:
         printed = done.stdout.decode("utf-8", "replace").strip()
-        absent = printed == "Key not available."  # as systemd-imds says
-        raise Failure(f"{command[0]} ended with status {done.returncode}: {printed}", absent)
+        raise Failure(f"{command[0]} ended with status {done.returncode}: {printed}")
     return done.stdout
 
 

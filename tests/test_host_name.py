@@ -263,9 +263,8 @@ def test_where_imds_is_locked_systemd_imds_gives_the_name(
 def test_where_imds_is_locked_systemd_imds_gives_the_name_of_the_vm_in_the_end(
     locked: Machine, on_our_clock: OnOurClock
 ) -> None:
-    install_systemd_imds(
-        locked, "case $2 in */name) echo vm;; *) echo 'Key not available.' >&2; exit 1;; esac\n"
-    )
+    """If it says nothing. It fails alike where the host says 404 and where it is out of reach."""
+    install_systemd_imds(locked, "case $2 in */name) echo vm;; esac\n")
     result = on_our_clock(IMDS)
     assert result.status == 0
     assert 60 <= result.seconds < 60 + SLACK
