@@ -3,7 +3,7 @@
 import os
 import socket
 from pathlib import Path
-from typing import ClassVar, List, Optional
+from typing import ClassVar, List, Optional, Tuple
 
 import pytest
 
@@ -191,6 +191,22 @@ def test_a_connection_gets_five_seconds_and_no_more_than_are_left(
         with pytest.raises(OSError, match="no route"):
             azure_provisioning.exchange("http://127.0.0.1/", [], clock.now + seconds)
     assert Unreachable.limits == [5, 5, 4]
+
+
+def test_a_connection_that_takes_until_the_deadline_leaves_no_time_for_an_answer(
+    clock: StoppedClock, host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(socket.socket):
+        def connect(self, address: Tuple[str, int]) -> None:  # type: ignore[override]
+            super().connect(address)
+            clock.now += 4
+
+    monkeypatch.setattr("socket.socket", Slow)
+    url = host.url("wireserver") + "/machine?comp=goalstate"
+    headers = azure_provisioning.WIRESERVER_HEADERS
+    assert azure_provisioning.exchange(url, headers, clock.now + 5).status == "200 OK"
+    with pytest.raises(socket.timeout, match="timed out"):
+        azure_provisioning.exchange(url, headers, clock.now + 4)
 
 
 @pytest.mark.parametrize("late", [0, 0.5, 60])
