@@ -32,7 +32,7 @@ import time
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
 HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
@@ -80,6 +80,7 @@ def parse_goal_state(body: bytes) -> GoalState:
     # Of each open element the children that are wanted, each once, and as None its text.
     path: List[Any] = [{"GoalState": {"Incarnation": found["Incarnation"], "Container": container}}]
     parser = pyexpat.ParserCreate()
+    parser.buffer_text = True  # or each line would be a string of its own
     parser.StartElementHandler = lambda tag, _: path.append(path[-1].pop(tag.split(":")[-1], {}))
     parser.CharacterDataHandler = lambda text: path[-1].setdefault(None, []).append(text)
     parser.EndElementHandler = lambda _: path.pop()
@@ -212,18 +213,27 @@ def tell(line: str, remark: str = "", error: bool = False) -> None:
         say(line, remark, error)
 
 
-@contextlib.contextmanager
-def step(name: str) -> "Iterator[None]":
-    """Turn whatever goes wrong inside into a Failure that names the step and the reason."""
-    try:
-        yield
-    except Exception as error:
+class step:
+    """Turn whatever goes wrong inside into a Failure that names the step and the reason.
+
+    contextlib.contextmanager would keep each failed answer in memory (cpython issue 129280).
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        if not isinstance(error, Exception):
+            return
         reason = str(error) or repr(error)
         if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
             # Some images let only root reach WireServer (coreos/bugs issue 2468).
             reason += " (you are not root: try again as root)"
         absent, delay = getattr(error, "absent", False), getattr(error, "delay", RETRY_SECONDS)
-        raise Failure(f"{name} failed: {reason}", absent, delay) from error
+        raise Failure(f"{self.name} failed: {reason}", absent, delay) from error
 
 
 def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"") -> Answer:
@@ -259,16 +269,19 @@ def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"
 
 
 def run(command: "List[str]", deadline: float) -> bytes:
-    """Run a program and return what it prints; a Failure has it where the program fails."""
+    """Run a program and return what it prints, 4 KiB at most; a Failure has it where it fails."""
     import subprocess  # not needed before Ready
 
-    null, pipe, out = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
-    limit = min(deadline - time.monotonic(), STEP_SECONDS)
-    done = subprocess.run(command, stdin=null, stdout=pipe, stderr=out, timeout=limit)
-    if done.returncode:
-        printed = done.stdout.decode("utf-8", "replace").strip()
-        raise Failure(f"{command[0]} ended with status {done.returncode}: {printed}")
-    return done.stdout
+    null, limit = subprocess.DEVNULL, min(deadline - time.monotonic(), STEP_SECONDS)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)  # what the program leaves behind may keep the other end open
+    with open(reader, "rb", 0) as output, open(writer, "wb", 0) as pipe:
+        status = subprocess.call(command, stdin=null, stdout=pipe, stderr=pipe, timeout=limit)
+        printed = output.read(4096) or b""
+    if status:
+        reason = printed.decode("utf-8", "replace").strip()
+        raise Failure(f"{command[0]} ended with status {status}: {reason}")
+    return printed
 
 
 def fetch_name(imds: str, leaf: "Tuple[str, str]", deadline: float) -> str:
