@@ -22,30 +22,36 @@ Exit status:
 __version__ = "0.2.0"
 
 import collections
-import contextlib
+import io
 import os
 import pyexpat
-import re
 import socket
 import sys
 import time
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
-WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
-HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
+GOAL_STATE_VALUES = [
+    "GoalState/Incarnation",
+    "GoalState/Container/ContainerId",
+    "GoalState/Container/RoleInstanceList/RoleInstance/InstanceId",
+]
 HEALTH_REPORT = """\
 <Health><GoalStateIncarnation>{}</GoalStateIncarnation><Container><ContainerId>{}</ContainerId>
 <RoleInstanceList><Role><InstanceId>{}</InstanceId><Health><State>Ready</State></Health></Role>
 </RoleInstanceList></Container></Health>
 """
+WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
+HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
 # In the first api-version that has it, and in the one that the oldest hosts know.
 COMPUTER_NAME = ("/instance/compute/osProfile/computerName", "2020-07-15")
 VM_NAME = ("/instance/compute/name", "2019-06-01")
 SYSTEMD_IMDS = "/usr/lib/systemd/systemd-imds"
 ETC_HOSTNAME = "/etc/hostname"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VISIBLE = bytes(range(33, 127))
 
 WIRESERVER_SECONDS = 1200  # as cloud-init's; the platform waits 40 minutes
 IMDS_SECONDS = 300  # as cloud-init's
@@ -74,29 +80,36 @@ def parse_goal_state(body: bytes) -> GoalState:
 
     Of several elements of one name the first counts. Raises ValueError.
     """
-    found: Dict[str, Any] = {"Incarnation": {}, "ContainerId": {}, "InstanceId": {}}
-    roles = {"RoleInstance": {"InstanceId": found["InstanceId"]}}
-    container = {"ContainerId": found["ContainerId"], "RoleInstanceList": roles}
-    # Of each open element the children that are wanted, each once, and as None its text.
-    path: List[Any] = [{"GoalState": {"Incarnation": found["Incarnation"], "Container": container}}]
+    # Of each open element the first child of each name and, as "", its text in pieces.
+    path: List[Dict[str, Any]] = [{}]
+
+    def start(tag: str, _: object) -> None:
+        element: Dict[str, Any] = {}
+        path[-1].setdefault(tag.split(":")[-1], element)
+        path.append(element)
+
     parser = pyexpat.ParserCreate()
-    parser.buffer_text = True  # or each line would be a string of its own
-    parser.StartElementHandler = lambda tag, _: path.append(path[-1].pop(tag.split(":")[-1], {}))
-    parser.CharacterDataHandler = lambda text: path[-1].setdefault(None, []).append(text)
+    parser.buffer_text = True  # or each line would be a piece
+    parser.StartElementHandler = start
     parser.EndElementHandler = lambda _: path.pop()
+    parser.CharacterDataHandler = lambda text: path[-1].setdefault("", []).append(text)
     try:
         if b"<!DOCTYPE" in body.replace(b"\0", b""):  # in UTF-16, too; it could declare entities
             raise ValueError("it has a document type declaration")
-        if body.count(b"<") + body.count(b"=") > 10000:  # each may take 150 bytes
+        if body.count(b"<") + body.count(b"=") > 5000:  # each may take 800 bytes
             raise ValueError("it has too many elements and attributes")
         parser.Parse(body, True)
-        for tag, element in found.items():
-            found[tag] = "".join(element.get(None, [])).strip()
-            if not found[tag]:
-                raise ValueError(f"it has no {tag}")
+        values = []
+        for element_path in GOAL_STATE_VALUES:
+            element = path[0]
+            for name in element_path.split("/"):
+                element = element.get(name, {})
+            values.append("".join(element.get("", [])).strip())
+            if not 0 < len(values[-1]) <= 1000:
+                raise ValueError(f"it has no {name} of at most 1000 characters")
     except (pyexpat.ExpatError, ValueError) as error:
         raise ValueError(f"{error}; it begins with {body[:80]!a}") from error
-    return GoalState(*found.values())
+    return GoalState(*values)
 
 
 def build_health_report(goal_state: GoalState) -> bytes:
@@ -110,7 +123,7 @@ def parse_name(body: bytes) -> str:
     name = body.decode("utf-8", "replace").strip("\ufeff \t\r\n")
     if not name:
         raise Failure("the answer is empty", absent=True)
-    if len(name) > 255 or len(name.splitlines()) > 1 or re.search('[<{"]', name):
+    if len(name) > 255 or len(name.splitlines()) > 1 or any(mark in name for mark in '<{"'):
         raise ValueError(f"the answer is no name: {name[:80]!a}")  # but several lines, or markup
     return name
 
@@ -121,7 +134,8 @@ def make_host_name(name: str) -> str:
     A run of other characters becomes a hyphen: hostnamectl would drop it, and make one name of
     web1_1 and web_11.
     """
-    labels = (re.sub("[^A-Za-z0-9-]+", "-", label).strip("-") for label in name.split("."))
+    spaced = "".join(c if c.lower() in LETTERS + "0123456789-." else " " for c in name)
+    labels = ("-".join(label.split()).strip("-") for label in spaced.split("."))
     host_name = ".".join(filter(None, labels))[:64].rstrip("-.")
     if not host_name:
         raise ValueError(f"no host name can be made of {name!a}")
@@ -135,54 +149,70 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
     if the answer says where it ends. Raises Failure for any status but 2xx, and ValueError for what
     is malformed or ambiguous.
     """
-    status = "100"
-    while status.startswith("100"):  # "Continue": the answer itself comes next
-        head, *rest = re.split(rb"\r?\n\r?\n", data, maxsplit=1)
-        if not rest:
-            return None
-        match = re.match(rb"HTTP/1\.[0-9] ([0-9]{3}( [^\r\n]*)?)(\r?\n|\Z)", head)
-        if not match:
-            raise ValueError(f"the answer is no HTTP: {head[:80]!a}")
-        status, data = match.group(1).decode("latin-1").rstrip(), rest[0]
-    if not status.startswith("2"):
-        after = header_value(head, b"Retry-After") or b""
-        can_wait = status[:3] in ("429", "503") and after.isdigit()
+    stream, code = io.BytesIO(data), b"100"
+    while code == b"100":  # "Continue": the answer itself comes next
+        first = stream.readline()
+        start = stream.tell()
+        line = stream.readline()
+        while line not in (b"\r\n", b"\n"):
+            if not line.endswith(b"\n"):
+                return None
+            line = stream.readline()
+        version, _, status = first.partition(b" ")
+        code = status[:3]
+        is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and code.isdigit()
+        if not is_http or status[3:4] not in b" \r\n" or b"\r" in status[:-2]:
+            raise ValueError(f"the answer is no HTTP: {first[:80]!a}")
+    headers, data = data[start : stream.tell() - len(line)], stream.read()
+    text = status.decode("latin-1").rstrip()
+    if not code.startswith(b"2"):
+        after = b",".join(header_values(headers, b"retry-after:"))
+        can_wait = code in (b"429", b"503") and after.isdigit()
         delay = min(max(float(after), RETRY_SECONDS), 60) if can_wait else RETRY_SECONDS
-        raise Failure(f"the answer is {status}", absent=status[:3] in ("400", "404"), delay=delay)
-    if to_report or status.startswith("204"):
-        return Answer(status, b"", is_whole=True)
-    if re.search(rb"\n(?![!-9;-~]+:)|\r(?!\n)", head):
-        raise ValueError("the answer has a malformed header")
-    length, coding = header_value(head, b"Content-Length"), header_value(head, b"Transfer-Encoding")
-    if length is None and coding is None:
-        return Answer(status, data, is_whole=False) if ended else None
-    if length is None and coding == b"chunked":
+        raise Failure(f"the answer is {text}", absent=code in (b"400", b"404"), delay=delay)
+    if to_report or code == b"204":
+        return Answer(text, b"", is_whole=True)
+    for line in io.BytesIO(headers):
+        name, colon, _ = line.partition(b":")
+        if not colon or not name or name.strip(VISIBLE) or b"\r" in line[:-2]:
+            raise ValueError("the answer has a malformed header")
+    lengths = header_values(headers, b"content-length:")
+    length = b",".join(lengths)  # several are no number
+    codings = header_values(headers, b"transfer-encoding:")
+    body: Optional[bytes]
+    if not lengths and not codings:
+        body = data if ended else None
+    elif not lengths and codings == {b"chunked"}:
         body = join_chunks(data)
-    elif length is not None and coding is None and re.match(rb"[0-9]{1,9}\Z", length):
+    elif not codings and length.isdigit() and len(length) < 10:
         body = data[: int(length)] if len(data) >= int(length) else None
     else:
         raise ValueError("it is not clear where the answer ends")
-    return None if body is None else Answer(status, body, is_whole=True)
+    return None if body is None else Answer(text, body, is_whole=bool(lengths or codings))
 
 
-def header_value(head: bytes, name: bytes) -> "Optional[bytes]":
-    """Return what the header *name* says, in small letters; if it says several things, all."""
-    lines = re.findall(rb"\n" + name + rb":(.*)", head, re.IGNORECASE)
-    return b",".join({line.strip(b" \t\r").lower() for line in lines}) if lines else None
+def header_values(headers: bytes, name: bytes) -> "Set[bytes]":
+    """Return, in small letters, all that the header *name*, which ends with a colon, says."""
+    values = (line[len(name) :] for line in io.BytesIO(headers) if line.lower().startswith(name))
+    return {value.strip(b" \t\r\n").lower() for value in values}
 
 
 def join_chunks(data: bytes) -> "Optional[bytes]":
     """Return the body that *data* has in chunks (RFC 9112, 7.1), or None if some is missing."""
-    body, end = b"", 0
+    body, end = bytearray(), 0
     while True:
         start = data.find(b"\r\n", end) + 2
         if start < 2:
             return None
-        match = re.match(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\r\n", data[end:start])
-        end = start + int(match.group(1), 16) if match else start
-        if match and end == start:  # the last one; trailers may follow, and then an empty line
-            return body if re.search(rb"\n\r?\n", data[start - 1 :]) else None
-        if not match or not b"\r\n".startswith(data[end : end + 2]):
+        line = data[end : start - 2]
+        digits = line.partition(b";")[0].rstrip(b" \t")
+        if not 0 < len(digits) < 9 or digits.strip(b"0123456789ABCDEFabcdef") or b"\n" in line:
+            raise ValueError("the answer has a malformed chunk")
+        end = start + int(digits, 16)
+        if end == start:  # the last one; trailers may follow, and then an empty line
+            rest = data[start - 1 :]
+            return bytes(body) if b"\n\r\n" in rest or b"\n\n" in rest else None
+        if not b"\r\n".startswith(data[end : end + 2]):
             raise ValueError("the answer has a malformed chunk")
         body += data[start:end]
         end += 2
@@ -191,10 +221,12 @@ def join_chunks(data: bytes) -> "Optional[bytes]":
 def say(line: str, remark: str = "", error: bool = False) -> None:
     """Print a line at once: what a peer sent must neither break it nor steer a terminal."""
     stream = sys.stderr if error else sys.stdout
-    printable = re.sub("[^ -~]", "?", line[: 400 - len(remark)] + remark)
-    with contextlib.suppress(OSError):  # nobody reads (a closed pipe, a full disk): go on
+    printable = "".join(c if " " <= c <= "~" else "?" for c in line[: 400 - len(remark)] + remark)
+    try:
         if stream:
             os.write(stream.fileno(), printable.encode() + b"\n")
+    except OSError:
+        pass  # nobody reads (a closed pipe, a full disk): go on
 
 
 told: "Dict[bool, List[Tuple[float, str]]]" = {False: [], True: []}  # steps, and failures
@@ -205,35 +237,12 @@ def tell(line: str, remark: str = "", error: bool = False) -> None:
 
     A failure, which has a *remark*, comes again when there was another one meanwhile.
     """
-    now, lines = time.monotonic(), told[bool(remark)]
+    line, now, lines = line[:400], time.monotonic(), told[bool(remark)]
     lines[:] = [(when, old) for when, old in lines if now - when < 60]
     known = [old for _, old in (lines[-1:] if remark else lines)]
     if line not in known and len(lines) < 10:
         lines.append((now, line))
         say(line, remark, error)
-
-
-class step:
-    """Turn whatever goes wrong inside into a Failure that names the step and the reason.
-
-    contextlib.contextmanager would keep each failed answer in memory (cpython issue 129280).
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: object, __: object) -> None:
-        if not isinstance(error, Exception):
-            return
-        reason = str(error) or repr(error)
-        if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
-            # Some images let only root reach WireServer (coreos/bugs issue 2468).
-            reason += " (you are not root: try again as root)"
-        absent, delay = getattr(error, "absent", False), getattr(error, "delay", RETRY_SECONDS)
-        raise Failure(f"{self.name} failed: {reason}", absent, delay) from error
 
 
 def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"") -> Answer:
@@ -246,14 +255,15 @@ def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"
     head = [f"{'POST' if report else 'GET'} /{path} HTTP/1.1", f"Host: {authority}", *headers]
     head += [f"Content-Length: {len(report)}"] if report else []
     request = "\r\n".join([*head, "Connection: close", "", ""]).encode("ascii") + report
-    data, now = b"", time.monotonic()
-    deadline = min(deadline, now + STEP_SECONDS)
+    data, left = b"", min(deadline - time.monotonic(), STEP_SECONDS)
+    deadline = time.monotonic() + left
     with socket.socket() as connection:
-        connection.settimeout(min(max(deadline - now, 0.001), CONNECT_SECONDS))
+        connection.settimeout(min(max(left, 0.001), CONNECT_SECONDS))
         connection.connect((host, int(port or "80")))
-        # A host may answer, and close, before it has read the request.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        try:
             connection.sendall(request)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a host may answer, and close, before it has read the request
         while time.monotonic() < deadline:
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
             received = connection.recv(ANSWER_MAX + 1 - len(data))
@@ -270,17 +280,32 @@ def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"
 
 def run(command: "List[str]", deadline: float) -> bytes:
     """Run a program and return what it prints, 4 KiB at most; a Failure has it where it fails."""
-    import subprocess  # not needed before Ready
+    import signal  # not needed before Ready; subprocess would be four times as slow
 
-    null, limit = subprocess.DEVNULL, min(deadline - time.monotonic(), STEP_SECONDS)
     reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(writer, 1)
+            os.dup2(writer, 2)
+            os.execvp(command[0], command)
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(127)
+    os.close(writer)
     os.set_blocking(reader, False)  # what the program leaves behind may keep the other end open
-    with open(reader, "rb", 0) as output, open(writer, "wb", 0) as pipe:
-        status = subprocess.call(command, stdin=null, stdout=pipe, stderr=pipe, timeout=limit)
+    seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    _, status = os.waitpid(child, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    with open(reader, "rb", 0) as output:
         printed = output.read(4096) or b""
     if status:
         reason = printed.decode("utf-8", "replace").strip()
-        raise Failure(f"{command[0]} ended with status {status}: {reason}")
+        raise Failure(f"{command[0]} ended with status {status >> 8 or -status}: {reason}")
     return printed
 
 
@@ -316,8 +341,7 @@ def set_host_name(name: str, deadline: float) -> None:
         directory, prefix = os.path.split(ETC_HOSTNAME + ".azure-provisioning")
         for file in os.listdir(directory):
             if file.startswith(prefix):  # of this run, or of one that was killed
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(directory, file))
+                os.unlink(os.path.join(directory, file))
 
 
 def verify_host_name(name: str) -> None:
@@ -339,94 +363,102 @@ def write_etc_hostname(name: str) -> None:
     os.rename(temporary, ETC_HOSTNAME)
 
 
-def report_ready(options: Options, deadline: float, _: float) -> None:
+def report_ready(options: Options, deadline: float, _: float) -> "Iterator[str]":
     """One attempt: fetch the goal state, for its current incarnation, and report Ready."""
+    yield "Goal state"
     tell(f"Fetching the goal state from {options.wireserver}")
-    with step("Goal state"):
-        url = options.wireserver + "/machine?comp=goalstate"
-        goal_state = parse_goal_state(exchange(url, WIRESERVER_HEADERS, deadline).body)
+    url = options.wireserver + "/machine?comp="
+    goal_state = parse_goal_state(exchange(url + "goalstate", WIRESERVER_HEADERS, deadline).body)
     tell("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
     report = build_health_report(goal_state)
     if options.dry_run:
         for line in ["Would report Ready:", *report.decode().splitlines()]:
             say(line)
         return
+    yield "Health report"
     tell("Reporting Ready")
-    with step("Health report"):
-        url = options.wireserver + "/machine?comp=health"
-        say(f"Ready accepted: {exchange(url, HEALTH_HEADERS, deadline, report).status}")
+    say(f"Ready accepted: {exchange(url + 'health', HEALTH_HEADERS, deadline, report).status}")
 
 
-def set_name(options: Options, deadline: float, patience: float) -> None:
+def set_name(options: Options, deadline: float, patience: float) -> "Iterator[str]":
     """One attempt: ask IMDS for the computer name, or after *patience* the VM's, and set it."""
+    yield "Computer name"
     tell(f"Fetching the name from {options.imds}")
     try:
-        with step("Computer name"):
-            name = fetch_name(options.imds, COMPUTER_NAME, deadline)
+        name = fetch_name(options.imds, COMPUTER_NAME, deadline)
     except Failure as failure:
         if not failure.absent or time.monotonic() < patience:
             raise
-        tell(f"{failure}; asking for the VM's name")
-        with step("VM name"):
-            name = fetch_name(options.imds, VM_NAME, deadline)
-    with step("Host name"):
-        host_name = make_host_name(name)
-        if not options.dry_run:
-            set_host_name(host_name, deadline)
+        tell(f"Computer name failed: {failure}; asking for the VM's name")
+        yield "VM name"
+        name = fetch_name(options.imds, VM_NAME, deadline)
+    yield "Host name"
+    host_name = make_host_name(name)
+    if not options.dry_run:
+        set_host_name(host_name, deadline)
     say(f"Would set the host name {host_name}" if options.dry_run else f"Host name {host_name} set")
 
 
-def persist(attempt: "Callable[..., None]", options: Options, seconds: float) -> bool:
-    """Make *attempt* after *attempt* until one succeeds or the *seconds* are over; return which."""
+def persist(attempt: "Callable[..., Iterator[str]]", options: Options, seconds: float) -> bool:
+    """Make *attempt* after *attempt* until one succeeds or the *seconds* are over; return which.
+
+    An attempt yields the name of each of its steps as it begins, to tell which one failed.
+    """
     start = time.monotonic()
     deadline, patience = start + seconds, start + min(seconds, PATIENCE_SECONDS)
+    failed = ""
     while True:
         try:
             # The last attempt has a second, too, to find that the trouble is over.
-            attempt(options, max(deadline, time.monotonic() + 1), patience)
+            for step in attempt(options, max(deadline, time.monotonic() + 1), patience):
+                failed = f"{step} failed"
             return True
         except Exception as error:  # whatever it was, the next attempt may put it right
+            line = f"{failed}: {str(error) or repr(error)}"
+            if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
+                # Some images let only root reach WireServer (coreos/bugs issue 2468).
+                line += " (you are not root: try again as root)"
             left = deadline - time.monotonic()
             if left <= 0:
-                say(str(error), "; giving up", error=True)
+                say(line, "; giving up", error=True)
                 return False
-            tell(str(error), f"; trying again for {int(left) + 1} s", error=True)
+            tell(line, f"; trying again for {int(left) + 1} s", error=True)
             time.sleep(min(left, getattr(error, "delay", RETRY_SECONDS)))
-
-
-def parse_option(option: str, text: str) -> "Union[str, float]":
-    """Return the value of --timeout, in seconds, or a URL without a final slash; or ValueError."""
-    if option == "--timeout":
-        if re.match(r"[0-9]+(\.[0-9]+)?\Z", text) and 0 < float(text) <= 86400:
-            return float(text)
-        raise ValueError(f"--timeout takes more than 0, at most 86400 seconds, not {text!a}")
-    url = re.match(r"(?a)(http://[\w.-]+(?::(\d{1,5}))?)/?\Z", text)
-    if url and 0 < int(url.group(2) or 80) < 65536:
-        return url.group(1)
-    raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")
 
 
 def parse_arguments(arguments: "List[str]") -> Options:
     """Return the options; for --help, --version and wrong usage print and exit instead."""
-    import getopt  # not needed in the unit
+    import getopt  # neither is needed in the unit
+    import re
 
+    options = DEFAULTS
     names = ["dry-run", "timeout=", "wireserver=", "imds=", "version", "help"]
     try:
         pairs, rest = getopt.getopt(arguments, "h", names)
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!a}")
-        options = DEFAULTS._replace(dry_run=("--dry-run", "") in pairs)
         for option, text in pairs:
+            url = re.match(r"(http://[A-Za-z0-9_.-]+(?::([0-9]{1,5}))?)/?\Z", text)
             if option in ("-h", "--help", "--version"):
                 for line in [__version__] if option == "--version" else __doc__.splitlines():
                     say(line)
                 sys.exit(0)
-            if option[2:] in options._fields:
-                options = options._replace(**{option[2:]: parse_option(option, text)})
-        return options
+            elif option == "--dry-run":
+                options = options._replace(dry_run=True)
+            elif option == "--timeout":
+                if not re.match(r"[0-9]+(\.[0-9]+)?\Z", text) or not 0 < float(text) <= 86400:
+                    raise ValueError(
+                        f"{option} takes more than 0, at most 86400 seconds, not {text!a}"
+                    )
+                options = options._replace(timeout=float(text))
+            elif url and 0 < int(url.group(2) or 80) < 65536:
+                options = options._replace(**{option[2:]: url.group(1)})
+            else:
+                raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")
     except (getopt.GetoptError, ValueError) as error:
         say(f"azure_provisioning.py: {error} (try --help)", error=True)
         sys.exit(2)
+    return options
 
 
 def main() -> int:
@@ -442,4 +474,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(
+        main()
+    )  # all is done, and printed; to leave Python's way would take as long as to name

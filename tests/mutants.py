@@ -37,13 +37,13 @@ function=$(sed -n "1,${{line:-1}}s/^def \\([a-z_]*\\).*/\\1/p" original.py | tai
 case $function in
     parse_goal_state | build_health_report | parse_name | make_host_name) first=parsing ;;
     parse_answer | header_value | join_chunks) first=answers ;;
-    parse_option | parse_arguments | main) first=command_line ;;
+    parse_arguments | main) first=command_line ;;
     fetch_name | run | *_host_name | write_etc_hostname) first=host_name ;;
     *) first=pauses ;;
 esac
 test 90 $pytest -n0 -k 'not http_client and not hangs' tests/test_$first.py &&
-test 200 $pytest -n6 -k 'not boots and not faults and not walks' &&
-test 400 $pytest -n6 --walks=40 tests/test_faults.py tests/test_walks.py
+test 200 $pytest -n6 -k 'not boots and not faults and not walks and not memory' &&
+test 400 $pytest -n6 --walks=40 tests/test_faults.py tests/test_walks.py tests/test_memory.py
 """
 
 

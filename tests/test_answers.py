@@ -1,9 +1,9 @@
 """The parser of HTTP answers, held against http.client and against a plain list of faults.
 
-Each answer goes to three judges: the script; http.client; and find_fault(), which reads line by
-line what the script reads with regular expressions. The script must refuse what has a fault, for
-that reason, and of all else make what http.client makes of it. So it is the stricter one: FAULTS
-says where and why. DIFFERENCES says where http.client is wrong, or stricter still.
+Each answer goes to three judges: the script; http.client; and find_fault(), which has regular
+expressions, where the script takes bytes apart. The script must refuse what has a fault, for that
+reason, and of all else make what http.client makes of it. So it is the stricter one: FAULTS says
+where and why. DIFFERENCES says where http.client is wrong, or stricter still.
 """
 
 import http.client
@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 import socket
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union, cast
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple, Union, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,7 +46,8 @@ FAULTS: Dict[str, Known] = {
     ),
     "malformed status line": Known(
         "is no HTTP",
-        "http.client splits it at any white space, CR too, and reads its number as Python does",
+        "http.client splits it at any white space, CR too, reads its number as Python does, and"
+        " takes versions of HTTP that there are not",
         answer(status="2_00 OK"),
     ),
     "malformed header line": Known(
@@ -170,7 +171,7 @@ def read_heads(rest: io.BytesIO) -> List[List[bytes]]:
             if not lines[-1].endswith(b"\n"):
                 raise Fault("head cut short")
         heads.append(lines[:-1])
-        if not re.fullmatch(rb"HTTP/1\.\d \d\d\d( [^\r\n]*)?\r?\n", lines[0]):
+        if not re.fullmatch(rb"HTTP/1\.[01] \d\d\d( [^\r\n]*)?\r?\n", lines[0]):
             raise Fault("malformed status line")
     return heads
 
@@ -955,18 +956,18 @@ def test_without_an_empty_line_nothing_is_said(data: bytes, ended: bool, to_repo
 
 
 @pytest.mark.parametrize(
-    "head, name, expected",
+    "headers, name, expected",
     [
-        (b"HTTP/1.1 200 OK\r\nA: b\r\nC: d", b"C", b"d"),
-        (b"HTTP/1.1 200 OK\r\nA: b\r\nC: d", b"a", b"b"),
-        (b"HTTP/1.1 200 OK\nA:B C: \t\nC: d", b"A", b"b c:"),
-        (b"HTTP/1.1 200 OK\r\nXA: b\r\nA-X: c\r\nX: A: d", b"A", None),
-        (b"A: 200 OK\r\nB: c", b"A", None),
-        (b"HTTP/1.1 200 OK", b"A", None),
-        (b"HTTP/1.1 200 OK\r\nA:", b"A", b""),
-        (b"HTTP/1.1 200 OK\r\nA: b\r\na:  B ", b"A", b"b"),
+        (b"A: b\r\nC: d\r\n", b"c:", {b"d"}),
+        (b"A: b\r\nC: d\r\n", b"a:", {b"b"}),
+        (b"A:B C: \t\nC: d\n", b"a:", {b"b c:"}),
+        (b"XA: b\r\nA-X: c\r\nX: A: d\r\n", b"a:", set()),
+        (b"", b"a:", set()),
+        (b"A:\r\n", b"a:", {b""}),
+        (b"A: b\r\na:  B \r\n", b"a:", {b"b"}),
+        (b"A: b\r\na: c\r\n", b"a:", {b"b", b"c"}),
     ],
-    ids="last any-case spaces other-names status-line none empty same-twice".split(),
+    ids="last first spaces other-names none empty same-twice different".split(),
 )
-def test_a_header_is_found_by_its_name(head: bytes, name: bytes, expected: Optional[bytes]) -> None:
-    assert script.header_value(head, name) == expected
+def test_a_header_is_found_by_its_name(headers: bytes, name: bytes, expected: Set[bytes]) -> None:
+    assert script.header_values(headers, name) == expected

@@ -146,8 +146,9 @@ def test_of_several_unexpected_arguments_the_first_is_named() -> None:
     assert "'one'" in call("one", "two")[2]
 
 
-def test_the_unit_needs_no_getopt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "getopt", None)
+@pytest.mark.parametrize("module", ["getopt", "re"])
+def test_the_unit_needs_no_parser_of_options(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(script, "persist", lambda *_: True)
     monkeypatch.setattr(sys, "argv", ["azure_provisioning.py"])
     assert script.main() == 0
@@ -163,7 +164,7 @@ def test_what_is_not_needed_before_ready_is_not_imported() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import azure_provisioning;"
         "late = ['typing', 'json', 'subprocess', 'argparse', 'logging', 'getopt', 'ssl', 'http',"
-        " 'email', 'xml', 'encodings.idna'];"
+        " 'email', 'xml', 'encodings.idna', 're', 'contextlib', 'signal'];"
         "print(*[name for name in late if sys.modules.get(name)])"
     )
     done = subprocess.run(

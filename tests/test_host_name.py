@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import socket
 import stat
 import subprocess
@@ -53,7 +52,10 @@ def test_a_missing_hostnamectl_is_done_without(run: Run, machine: Machine) -> No
     result = run()
     assert result.status == 0
     assert machine.names == NAMES
-    assert "No such file or directory: 'hostnamectl'" in result.err[0]
+    assert result.err == [
+        "hostnamectl ended with status 127: [Errno 2] No such file or directory; "
+        "setting the host name without hostnamectl"
+    ]
 
 
 def test_a_hostnamectl_that_hangs_gets_thirty_seconds(run: Run, machine: Machine) -> None:
@@ -63,7 +65,7 @@ def test_a_hostnamectl_that_hangs_gets_thirty_seconds(run: Run, machine: Machine
     assert result.status == 0
     assert machine.names == NAMES
     assert 30 <= result.seconds < 30 + SLACK
-    assert re.search(r"timed out after (30|29\.9\d*) seconds", result.err[0])
+    assert result.err[0].startswith("hostnamectl ended with status -9: ; setting")
 
 
 def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(

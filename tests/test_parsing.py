@@ -98,11 +98,19 @@ def test_a_document_type_declaration_is_refused(declaration: str) -> None:
 @pytest.mark.parametrize("part", ["<a/>", "<a>", " a=''", "="])
 def test_a_goal_state_of_too_many_parts_is_refused(part: str) -> None:
     """Whatever they are, before expat takes memory for each."""
-    fits = goal_state(container="container<!--" + "=" * 9978 + "-->").encode()
-    assert fits.count(b"<") + fits.count(b"=") == 10_000
+    fits = goal_state(container="container<!--" + "=" * 4978 + "-->").encode()
+    assert fits.count(b"<") + fits.count(b"=") == 5000
     assert script.parse_goal_state(fits) == EXPECTED
     with pytest.raises(ValueError, match="too many elements and attributes"):
         script.parse_goal_state(fits.replace(b"-->", part.encode() + b"-->"))
+
+
+@pytest.mark.parametrize("name", ["incarnation", "container", "instance"])
+def test_a_value_has_at_most_1000_characters(name: str) -> None:
+    fits = "\U0001f600" * 1000
+    assert fits in script.parse_goal_state(goal_state(**{name: f" {fits} "}).encode())
+    with pytest.raises(ValueError, match="it has no .* of at most 1000 characters; it begins"):
+        script.parse_goal_state(goal_state(**{name: fits + "x"}).encode())
 
 
 def test_text_below_a_value_is_no_part_of_it() -> None:
@@ -237,8 +245,8 @@ def test_every_host_name_is_valid_or_refused(name: str) -> None:
     ["http://10.0.0.1", "http://localhost:80", "http://h:1", "http://h:65535"],
 )
 def test_an_endpoint_is_http_host_and_port(url: str) -> None:
-    assert script.parse_option("--imds", url) == url
-    assert script.parse_option("--imds", url + "/") == url
+    for text in (url, url + "/"):
+        assert script.parse_arguments([f"--imds={text}"]).imds == url
 
 
 @pytest.mark.parametrize(
@@ -265,6 +273,9 @@ def test_an_endpoint_is_http_host_and_port(url: str) -> None:
         "file:///etc/passwd",
     ],
 )
-def test_any_other_endpoint_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"--imds takes http://HOST\[:PORT\], not '"):
-        script.parse_option("--imds", url)
+def test_any_other_endpoint_is_refused(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        script.parse_arguments([f"--imds={url}"])
+    assert raised.value.code == 2
+    said = f"azure_provisioning.py: --imds takes http://HOST[:PORT], not {url!a} (try --help)\n"
+    assert capfd.readouterr() == ("", said)

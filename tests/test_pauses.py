@@ -3,7 +3,7 @@
 import os
 import socket
 from pathlib import Path
-from typing import ClassVar, List, Optional, Tuple
+from typing import ClassVar, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -221,8 +221,9 @@ def test_at_the_deadline_it_is_too_late_for_an_answer(
 def test_the_attempt_at_the_deadline_is_the_last(clock: StoppedClock) -> None:
     attempts = []
 
-    def attempt(options: object, deadline: float, patience: float) -> None:
+    def attempt(options: object, deadline: float, patience: float) -> Iterator[str]:
         attempts.append((clock.now, deadline, patience))
+        yield "A step"
         raise azure_provisioning.Failure("it failed")
 
     assert not azure_provisioning.persist(attempt, azure_provisioning.DEFAULTS, 2)
