@@ -339,7 +339,7 @@ def test_only_who_is_not_root_is_told_to_be(
     host: SimulatedHost, run: Run, monkeypatch: pytest.MonkeyPatch, user: int
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: user)
-    monkeypatch.setattr("azure_provisioning.STEP_SECONDS", 0.1)
+    monkeypatch.setattr("azure_provisioning.STEP_SECONDS", 2)
     host.misbehave("goalstate", "silent", times=1)
     hint = " (you are not root: try again as root)" if user else ""
     assert run().err == [f"Goal state failed: timed out{hint}; trying again for 1200 s"]
