@@ -23,11 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterable, List, NamedTuple, Tuple
 
-import images
-import machines
-import sandbox
-from namespace import PLATFORM_ENDPOINTS, isolate, new_network
-from simulated_host import SimulatedHost, Vm
+from world import boot, images, sandbox
+from world.host import SimulatedHost, Vm
+from world.network import PLATFORM_ENDPOINTS, isolate, new_network
 
 ROUNDS, BOOTS = 20, 5
 OUTAGES, REPEATS = (1, 10, 60), 5  # seconds; runs of each, all at the same time
@@ -240,16 +238,16 @@ def print_recoveries() -> None:
     )
 
 
-def boot(image: Path, with_unit: bool) -> float:
+def boot_once(image: Path, with_unit: bool) -> float:
     """Return the seconds until systemd calls a container's first boot finished."""
     with tempfile.TemporaryDirectory() as directory, new_network():
         place = Path(directory, "machine")
         with images.fresh_disk(image, place) as root, SimulatedHost(Vm(), *PLATFORM_ENDPOINTS):
             images.install(root)
-            machines.install_witness(root)
+            boot.install_witness(root)
             if not with_unit:
                 images.in_checkout(root, "systemctl disable azure-provisioning.service")
-            machines.boot_container(root)
+            boot.boot_container(root)
             text = (root / "witness.startup").read_text()
     finished = re.search(r"finished in (?:.* = )?(?:([\d.]+)s|(\d+)ms)", text)
     assert finished, text
@@ -267,7 +265,7 @@ def print_boots(root: bool) -> None:
     times: Dict[bool, List[float]] = {False: [], True: []}
     for _ in range(BOOTS):
         for with_unit, results in times.items():
-            results.append(boot(image, with_unit))
+            results.append(boot_once(image, with_unit))
     print_table(
         [f"first boot of a {RELEASE} container", f"startup finished after, median of {BOOTS}"],
         (

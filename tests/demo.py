@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 
-import sandbox
-from simulated_host import SimulatedHost, Vm, print_request
+from world import sandbox
+from world.host import SimulatedHost, Vm, print_request
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
 
-from sandbox import REPOSITORY
+from world.sandbox import REPOSITORY
 
 WORKERS = 3  # most of the time is waiting
 CONFIG = """\
@@ -41,9 +41,9 @@ case $function in
     fetch_name | run | *_host_name | write_etc_hostname) first=host_name ;;
     *) first=pauses ;;
 esac
-test 90 $pytest -n0 -k 'not http_client and not hangs' tests/test_$first.py &&
+test 90 $pytest -n0 -k 'not http_client and not hangs' tests/suite/test_$first.py &&
 test 200 $pytest -n6 -k 'not boots and not faults and not walks and not memory' &&
-test 400 $pytest -n6 --walks=40 tests/test_faults.py tests/test_walks.py tests/test_memory.py
+test 400 $pytest -n6 --walks=40 -k 'faults or walks or memory'
 """
 
 

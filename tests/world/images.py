@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional, Sequence
 
-import readme
-from sandbox import REPOSITORY
+from world import readme
+from world.sandbox import REPOSITORY
 
 SSH = "openssh-server"
 IMDS = "systemd-imds"

@@ -8,8 +8,8 @@ from typing import Dict, List, Optional, Tuple
 
 import pytest
 
-from conftest import Machine
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+from world.machine import Machine
 
 GOAL_STATE = "/machine?comp=goalstate"
 HEALTH = "/machine?comp=health"

@@ -1,6 +1,6 @@
 """Boot a disk, as a container or as a virtual machine, and learn how the boot ended.
 
-Both run in the caller's network, which must be one of its own; see namespace.new_network().
+Both run in the caller's network, which must be one of its own; see network.new_network().
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple
 
-from images import run
+from world.images import run
 
 CONTAINER_SECONDS, VM_SECONDS = 200, 600  # for a boot, on a busy machine
 

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from conftest import Machine, Run
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm, body_fault
+from conftest import Run
+from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm, body_fault
+from world.machine import Machine
 
 
 def test_a_healthy_first_boot_on_every_python(

@@ -13,11 +13,10 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import pytest
 
-import images
-import interpreters
-import sandbox
-from namespace import PLATFORM_ENDPOINTS, isolate, new_network
-from simulated_host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+from world import images, interpreters, sandbox
+from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+from world.machine import MEMORY_MAX, Machine
+from world.network import PLATFORM_ENDPOINTS, isolate, new_network
 
 NEWEST = "debian-testing"  # an image, whose Python is newer than what machines have
 
@@ -32,11 +31,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["PYTHONS"] = json.dumps({**interpreters.find(), NEWEST: NEWEST})
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
-MEMORY_MAX = 20 << 10  # KiB, for any run of the script, whatever a peer sends
-# To measure coverage in the script's process site-packages must be there, and 14 MiB more memory.
-MEASURES_COVERAGE = "COVERAGE_PROCESS_CONFIG" in os.environ
-FLAGS = ["-I"] if MEASURES_COVERAGE else ["-I", "-S"]  # the latter as in the unit
-SLACK = 5  # seconds that a start of Python and a busy machine may add
+UNIT_FLAGS = ["-I", "-S"]
+# Coverage needs site-packages: where it is measured, what is no matter of memory has them.
+MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
 def pytest_report_header() -> List[str]:
@@ -143,38 +140,6 @@ def host_for(host: SimulatedHost) -> HostFor:
     return host_for
 
 
-class Machine:
-    """The directory that stands for the machine; see sandbox.py."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.etc = directory / "etc"
-        sandbox.create(str(directory))
-
-    def install_hostnamectl(self, script: str) -> None:
-        """Replace the stand-in; an empty *script* removes it."""
-        program = self.directory / "bin" / "hostnamectl"
-        program.unlink()
-        if script:
-            program.write_text(script)
-            program.chmod(0o755)
-
-    @property
-    def names(self) -> List[str]:
-        """The kernel's host name and the stored one."""
-        return sandbox.names(str(self.directory))
-
-    @property
-    def peak_memory(self) -> int:
-        """Of the last run, in KiB."""
-        return int((self.directory / "peak-memory").read_text())
-
-    @property
-    def hostnamectl_calls(self) -> List[str]:
-        log = self.directory / "hostnamectl.log"
-        return log.read_text().splitlines() if log.exists() else []
-
-
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "machine")
@@ -195,7 +160,7 @@ def command(host: SimulatedHost, machine: Machine) -> List[str]:
     """The script on *machine*, against *host*."""
     return [
         sys.executable,
-        *FLAGS,
+        *UNIT_FLAGS,
         "-W",
         "error",
         sandbox.__file__,
@@ -222,7 +187,7 @@ def run(command: List[str], machine: Machine) -> Run:
             env={**os.environ, **(env or {})},
         )
         assert "Traceback" not in done.stderr, done.stderr
-        assert machine.peak_memory < MEMORY_MAX or MEASURES_COVERAGE
+        assert machine.peak_memory < MEMORY_MAX
         seconds = time.monotonic() - start
         return Result(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
 

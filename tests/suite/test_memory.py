@@ -9,8 +9,9 @@ from typing import Any, Dict, Iterator
 import pytest
 
 from azure_provisioning import ANSWER_MAX
-from conftest import Machine, Run
-from simulated_host import SimulatedHost, Vm, raw_fault
+from conftest import Run
+from world.host import SimulatedHost, Vm, raw_fault
+from world.machine import Machine
 
 ATTEMPTS = 20
 SPACE = ANSWER_MAX - 1000  # for a head of its own

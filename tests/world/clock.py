@@ -12,9 +12,9 @@ from typing import List, NamedTuple, Protocol
 import pytest
 
 import azure_provisioning
-import sandbox
-from conftest import Machine
-from simulated_host import SimulatedHost
+from world import sandbox
+from world.host import SimulatedHost
+from world.machine import Machine
 
 PAUSES_MAX = 2000
 

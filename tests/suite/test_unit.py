@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import List
 
-import sandbox
 from conftest import require, require_tools
+from world import sandbox
 
 UNIT = Path(sandbox.REPOSITORY, "azure-provisioning.service")
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-import sandbox
-from conftest import Machine
-from namespace import PLATFORM_ADDRESSES
+from world import sandbox
+from world.machine import Machine
+from world.network import PLATFORM_ADDRESSES
 
 
 @pytest.mark.parametrize("address", [*PLATFORM_ADDRESSES, "10.0.0.1"])

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import azure_provisioning as script
-from simulated_host import report_values
+from world.host import report_values
 
 GOAL_STATE = """\
 <?xml version="1.0" encoding="utf-8"?>

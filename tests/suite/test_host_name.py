@@ -10,29 +10,13 @@ from typing import List, Tuple
 
 import pytest
 
-import sandbox
-from conftest import SLACK, Machine, Run
-from on_our_clock import Run as OnOurClock
-from on_our_clock import script
-from simulated_host import SimulatedHost
+from conftest import Run
+from world.clock import Run as OnOurClock
+from world.clock import script
+from world.host import SimulatedHost
+from world.machine import SLACK, UNFIT, Machine
 
 NAMES = ["web000011", "web000011"]
-LOG = 'printf "%s\\n" "$*" >>"${0%/bin/*}/hostnamectl.log"\n'
-UNFIT = {
-    "fails": "#!/bin/sh\n" + LOG + "echo Failed to connect to bus >&2; exit 1\n",
-    "is killed": "#!/bin/sh\n" + LOG + "kill -9 $$\n",
-    "does nothing": "#!/bin/sh\n" + LOG,
-    "sets an earlier name": sandbox.HOSTNAMECTL.replace('"$name"', '"edited"'),
-    "sets a later name": sandbox.HOSTNAMECTL.replace('"$name"', '"x"'),
-    "sets only the kernel's": "\n".join(
-        line for line in sandbox.HOSTNAMECTL.splitlines() if "etc/hostname" not in line
-    ),
-    "sets only the stored one": "\n".join(
-        line for line in sandbox.HOSTNAMECTL.splitlines() if not line.endswith('/kernel"')
-    ),
-    "fails after it set the name": sandbox.HOSTNAMECTL + "exit 1\n",
-    "is no program": "no program",
-}
 
 
 @pytest.mark.parametrize("hostnamectl", UNFIT.values(), ids=UNFIT.keys())

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import List, NamedTuple
 
-from sandbox import REPOSITORY
+from world.sandbox import REPOSITORY
 
 
 class Block(NamedTuple):

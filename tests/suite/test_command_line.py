@@ -10,15 +10,15 @@ from typing import List, Tuple
 import pytest
 
 import azure_provisioning as script
-import sandbox
-from conftest import FLAGS, PYTHONS, require
+from conftest import MEASURED_FLAGS, PYTHONS, require
+from world import sandbox
 
 # The script as it is: a mistake in it must not send anything to Azure's addresses.
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def call(*arguments: str, python: str = sys.executable) -> Tuple[int, str, str]:
-    command = [python, *FLAGS, sandbox.SCRIPT, *arguments]
+    command = [python, *MEASURED_FLAGS, sandbox.SCRIPT, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     return done.returncode, done.stdout, done.stderr
 
@@ -72,7 +72,7 @@ def test_a_wrong_value_is_shown_with_its_option_and_what_that_takes(
 
 @pytest.mark.parametrize("level", ["-O", "-OO"])
 def test_help_is_there_without_docstrings_too(level: str) -> None:
-    command = [sys.executable, *FLAGS, level, sandbox.SCRIPT, "--help"]
+    command = [sys.executable, *MEASURED_FLAGS, level, sandbox.SCRIPT, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (call("--help")[1], "")
 
@@ -94,7 +94,7 @@ def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) 
 
 def test_help_for_a_reader_that_goes_away_is_no_trouble() -> None:
     # The reader has gone before the script starts, so that it always finds a closed pipe.
-    command = [sys.executable, *FLAGS, sandbox.SCRIPT, "--help"]
+    command = [sys.executable, *MEASURED_FLAGS, sandbox.SCRIPT, "--help"]
     shell = ["sh", "-c", '(sleep 0.2; "$@" 2>&1 >&3; echo $?) 3>&1 >&4 | true', "sh", *command]
     done = subprocess.run(
         ["sh", "-c", 'exec 4>&1; exec "$@"', "sh", *shell],

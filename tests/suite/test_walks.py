@@ -2,7 +2,7 @@
 
 A walk arms faults at every endpoint, lets the VM's identity change under way, and gives the machine
 a hostnamectl and an /etc/hostname of some kind; then the script runs, on our clock, and what
-test_faults.py demands of every run must hold. Then all is put right, and the next run ends well.
+check() demands of every run must hold. Then all is put right, and the next run ends well.
 """
 
 import shutil
@@ -14,10 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import azure_provisioning
-from conftest import Machine
-from on_our_clock import script
-from simulated_host import OLD_IMDS_VERSIONS, Fault, SimulatedHost, Vm, body_fault
-from test_faults import (
+from world.clock import script
+from world.faults import (
     BAD_GOAL_STATES,
     BAD_NAMES,
     ENDPOINTS,
@@ -27,10 +25,10 @@ from test_faults import (
     OPEN_ENDED,
     VARIANTS,
     accepted_then,
-    check,
     outcome,
 )
-from test_host_name import UNFIT
+from world.host import OLD_IMDS_VERSIONS, Fault, SimulatedHost, Vm, body_fault
+from world.machine import UNFIT, Machine, check
 
 PARTS = 4  # for as many workers
 STEP_SECONDS = 0.05  # of real time, for a peer that is silent or slow

@@ -8,8 +8,9 @@ from typing import List
 
 import pytest
 
-from conftest import SLACK, Machine, Run, wait_until
-from simulated_host import SimulatedHost, raw_fault
+from conftest import Run, wait_until
+from world.host import SimulatedHost, raw_fault
+from world.machine import SLACK, Machine
 
 SLOW = ["silent", "slow-headers", "slow-body"]
 

@@ -5,10 +5,9 @@ import sys
 
 import pytest
 
-import readme
-import sandbox
 from conftest import require_tools
-from simulated_host import SimulatedHost
+from world import readme, sandbox
+from world.host import SimulatedHost
 
 SHELL = [block for block in readme.blocks() if block.language in ("bash", "sh")]
 

@@ -17,11 +17,10 @@ from typing import Callable, Iterator, List, NamedTuple, Tuple
 
 import pytest
 
-import readme
 from azure_provisioning import PATIENCE_SECONDS
 from conftest import require, require_tools, wait_until
-from images import IMAGES, IMDS, KERNEL, MINIMAL, SSH, fresh_disk, in_checkout, install, run
-from machines import (
+from world import readme
+from world.boot import (
     ASSET_TAG,
     EMULATIONS,
     Emulation,
@@ -33,9 +32,10 @@ from machines import (
     install_witness,
     make_disk,
 )
-from namespace import PLATFORM_ADDRESSES, set_address
-from sandbox import REPOSITORY
-from simulated_host import OLD_IMDS_VERSIONS, Request, SimulatedHost, Vm
+from world.host import OLD_IMDS_VERSIONS, Request, SimulatedHost, Vm
+from world.images import IMAGES, IMDS, KERNEL, MINIMAL, SSH, fresh_disk, in_checkout, install, run
+from world.network import PLATFORM_ADDRESSES, set_address
+from world.sandbox import REPOSITORY
 
 UNIT_LINK = "etc/systemd/system/multi-user.target.wants/azure-provisioning.service"
 LINES = readme.block("## See that it worked").splitlines()  # of the VM myvm
@@ -392,7 +392,7 @@ WITH_KERNEL = [name for name, image in IMAGES.items() if KERNEL in image.package
 @pytest.fixture
 def emulation() -> Emulation:
     emulation = EMULATIONS.get(platform.machine())
-    require(emulation, f"QEMU's options for {platform.machine()} are missing in machines.py")
+    require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
     assert emulation
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
     return emulation

@@ -1,7 +1,7 @@
 """The script as it is, with the platform's own addresses and the kernel's own host name.
 
-In namespaces only: network and host name are this process's own (see namespace.py), /etc is each
-run's own. PATH has no hostnamectl: a real one would reach the machine's systemd through D-Bus.
+In namespaces only: network and host name are this process's own (see world/network.py), /etc is
+each run's own. PATH has no hostnamectl: a real one would reach the machine's systemd through D-Bus.
 """
 
 import os
@@ -13,10 +13,10 @@ from typing import List, Sequence, Tuple
 
 import pytest
 
-import sandbox
-from conftest import FLAGS, require, require_tools
-from namespace import PLATFORM_ADDRESSES, set_address
-from simulated_host import SimulatedHost
+from conftest import MEASURED_FLAGS, require, require_tools
+from world import sandbox
+from world.host import SimulatedHost
+from world.network import PLATFORM_ADDRESSES, set_address
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -56,7 +56,7 @@ def boot(
             "sh",
             *prefix,
             python,
-            *FLAGS,
+            *MEASURED_FLAGS,
             sandbox.SCRIPT,
             *options,
         ],

@@ -8,10 +8,11 @@ from typing import ClassVar, Iterator, List, Optional, Tuple
 import pytest
 
 import azure_provisioning
-from conftest import HostFor, Machine
-from on_our_clock import Run, script
-from simulated_host import SimulatedHost, raw_fault, status_fault
-from test_faults import retry_after
+from conftest import HostFor
+from world.clock import Run, script
+from world.faults import retry_after
+from world.host import SimulatedHost, raw_fault, status_fault
+from world.machine import Machine
 
 SLACK = 0.1  # seconds that the looks at the clock may take
 

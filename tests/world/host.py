@@ -1,0 +1,638 @@
+"""WireServer and IMDS as one program, for tests and by hand; see its --help.
+
+It answers as Azure has been seen to, and is strict where Azure is: about headers,
+api-versions, the structure of the health report and the three values in it. Each endpoint can be
+told to misbehave for some requests or some seconds.
+"""
+
+import argparse
+import collections
+import contextlib
+import http.server
+import json
+import re
+import socket
+import socketserver
+import struct
+import threading
+import time
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple, Union
+from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+WIRESERVER_VERSIONS = ("2012-11-30", "2015-04-05")
+IMDS_VERSIONS = (
+    *("2017-08-01", "2018-10-01", "2019-06-01", "2020-07-15", "2021-02-01", "2023-11-15"),
+    "2025-04-07",
+)
+OLD_IMDS_VERSIONS = ("2017-08-01", "2018-10-01", "2019-06-01")
+COMPUTER_NAME_SINCE = "2020-07-15"
+IMDS_REQUESTS_A_SECOND = 5
+ENDPOINTS = {
+    "wireserver": ("goalstate", "health", "versions"),
+    "imds": ("computer-name", "name", "compute"),
+}
+DRIP_SECONDS = 0.2  # between two bytes of an answer that never ends
+HUGE = 64 << 20  # bytes
+
+GOAL_STATE = """\
+<?xml version="1.0" encoding="utf-8"?>
+<GoalState xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
+           xsi:noNamespaceSchemaLocation="goalstate10.xsd">
+  <Version>2012-11-30</Version>
+  <Incarnation>{incarnation}</Incarnation>
+  <Machine>
+    <ExpectedState>Started</ExpectedState>
+    <StopRolesDeadlineHint>300000</StopRolesDeadlineHint>
+    <ExpectHealthReport>FALSE</ExpectHealthReport>
+  </Machine>
+  <Container>
+    <ContainerId>{container_id}</ContainerId>
+    <RoleInstanceList>
+      <RoleInstance>
+        <InstanceId>{instance_id}</InstanceId>
+        <State>Started</State>
+        <Configuration>
+          <HostingEnvironmentConfig>http://168.63.129.16/machine/?comp=config</HostingEnvironmentConfig>
+        </Configuration>
+      </RoleInstance>
+    </RoleInstanceList>
+  </Container>
+</GoalState>
+""".replace("\n", "\r\n")
+
+
+class Vm(NamedTuple):
+    """What the platform knows of the VM. *computer_name* None: made from a specialized disk."""
+
+    name: str = "myvm"
+    computer_name: Optional[str] = "myvm"
+    container_id: str = "00000000-1111-2222-3333-444444444444"
+    instance_id: str = "55555555-6666-7777-8888-999999999999._myvm"
+
+
+class Request(NamedTuple):
+    """One request as it came in, and the status or the fault that it was answered with."""
+
+    when: float
+    service: str
+    method: str
+    target: str
+    headers: Dict[str, str]
+    body: bytes
+    answer: str
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes = b""
+    content_type: str = "text/plain"
+    headers: Tuple[Tuple[str, str], ...] = ()
+
+
+Fault = Callable[["Handler"], None]
+
+
+def status_fault(text: str) -> Fault:
+    """503, or with headers 503,Retry-After=5: an error page with that status."""
+    status, *headers = text.split(",")
+    pairs = tuple((name, value) for name, _, value in (h.partition("=") for h in headers))
+    page = f"<html><body><h1>{status}</h1></body></html>".encode()
+    return lambda handler: handler.send(Answer(int(status), page, "text/html", pairs))
+
+
+def body_fault(body: bytes, content_type: str = "text/plain") -> Fault:
+    """A perfectly good 200 with *body*."""
+    return lambda handler: handler.send(Answer(200, body, content_type))
+
+
+def changed_body(change: Callable[[bytes], bytes], content_type: str = "") -> Fault:
+    """The right answer, but for its body."""
+
+    def fault(handler: "Handler") -> None:
+        answer = handler.answer()
+        content_type_now = content_type or answer.content_type
+        handler.send(answer._replace(body=change(answer.body), content_type=content_type_now))
+
+    return fault
+
+
+def framed(frame: Callable[[bytes], bytes]) -> Fault:
+    """The right answer's body in another HTTP message, then the end of the connection."""
+    return lambda handler: handler.send_raw(frame(handler.answer().body))
+
+
+def raw_fault(data: bytes) -> Fault:
+    """Exactly these bytes, then the end of the connection."""
+    return lambda handler: handler.send_raw(data)
+
+
+def reset(handler: "Handler") -> None:
+    """The connection ends with a reset."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
+def close(handler: "Handler") -> None:
+    """The connection ends without an answer."""
+
+
+def silent(handler: "Handler") -> None:
+    """The connection stays open, nothing comes."""
+    handler.host.stopping.wait()
+
+
+def drip(prefix: bytes) -> Fault:
+    """One byte at a time, for ever."""
+
+    def fault(handler: "Handler") -> None:
+        handler.send_raw(prefix)
+        while not handler.host.stopping.wait(DRIP_SECONDS):
+            handler.send_raw(b"x")
+
+    return fault
+
+
+def flood(prefix: bytes, again: bytes) -> Fault:
+    """More and more, as fast as it goes."""
+
+    def fault(handler: "Handler") -> None:
+        handler.send_raw(prefix)
+        while not handler.host.stopping.is_set():
+            handler.send_raw(again * 100)
+
+    return fault
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def huge(handler: "Handler") -> None:
+    """64 MiB."""
+    handler.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % HUGE)
+    for _ in range(HUGE >> 20):
+        handler.send_raw(b"x" * (1 << 20))
+
+
+def stale(handler: "Handler") -> None:
+    """The goal state moves on just before the request, which is then answered as it deserves."""
+    handler.host.incarnation += 1
+    handler.send(handler.answer())
+
+
+FAULTS: Dict[str, Fault] = {
+    "reset": reset,
+    "close": close,
+    "silent": silent,
+    "slow-headers": drip(b"HTTP/1.1 200 OK\r\nX-Slow: "),
+    "slow-body": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"),
+    "truncated": raw_fault(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<GoalState>"),
+    "truncated-chunk": raw_fault(CHUNKED + b"ff\r\n<GoalState>"),
+    "bad-chunk": raw_fault(CHUNKED + b"xyz\r\n<Goal"),
+    "negative-chunk": flood(CHUNKED + b"-1\r\n", b"x" * 1000),
+    "endless-chunks": flood(CHUNKED, b"1;" + b"x" * 1000 + b"\r\nx\r\n"),
+    "endless-trailers": flood(CHUNKED + b"0\r\n", b"X-Trailer: x\r\n"),
+    "endless-100": flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "endless-headers": flood(b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n"),
+    "endless-line": flood(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x" * 1000),
+    "not-http": raw_fault(b"SSH-2.0-OpenSSH_9.2p1\r\n"),
+    "huge": huge,
+    "stale": stale,
+}
+
+
+def make_fault(text: str) -> Fault:
+    """The fault that a command line names: one of FAULTS, body=TEXT, or a status."""
+    if text in FAULTS:
+        return FAULTS[text]
+    if text.startswith("body="):
+        return body_fault(text[len("body=") :].encode())
+    if re.fullmatch(r"[2-5]\d\d(,[\w-]+=[^,]*)*", text):
+        return status_fault(text)
+    raise ValueError(f"{text!r} is no status, no body=TEXT and none of {', '.join(FAULTS)}")
+
+
+class ArmedFault:
+    """A fault for an endpoint that lasts for some requests, until some time, or for ever."""
+
+    def __init__(
+        self, name: str, fault: Fault, times: Optional[int], until: Optional[float]
+    ) -> None:
+        self.name, self.fault, self.times, self.until = name, fault, times, until
+
+    def take(self) -> bool:
+        """Return whether it still applies; each call uses up one time."""
+        if self.until is not None and time.monotonic() > self.until:
+            return False
+        if self.times is not None:
+            self.times -= 1
+            return self.times >= 0
+        return True
+
+
+class SimulatedHost:
+    """An Azure host with one VM on it; "with" starts and ends its two services."""
+
+    def __init__(
+        self,
+        vm: Optional[Vm] = None,
+        wireserver: Tuple[str, int] = ("127.0.0.1", 0),
+        imds: Tuple[str, int] = ("127.0.0.1", 0),
+        imds_versions: Tuple[str, ...] = IMDS_VERSIONS,
+        imds_rate: int = IMDS_REQUESTS_A_SECOND,
+        on_request: Callable[[Request], None] = lambda _: None,
+    ) -> None:
+        self.vm = vm or Vm()
+        self.incarnation = 1
+        self.imds_versions = imds_versions
+        self.on_request = on_request
+        self.requests: List[Request] = []
+        self.accepted: List[bytes] = []  # health reports
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()
+        self.imds_times: Deque[float] = collections.deque(maxlen=imds_rate)
+        self.faults: Dict[str, List[ArmedFault]] = collections.defaultdict(list)
+        self.servers: Dict[str, Server] = {}
+        for service, address in (("wireserver", wireserver), ("imds", imds)):
+            self.servers[service] = Server(self, service, address)
+
+    def __enter__(self) -> "SimulatedHost":
+        for service in self.servers:
+            self.listen(service)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        for service in self.servers:
+            self.refuse(service)
+        for server in self.servers.values():
+            server.server_close()
+
+    def url(self, service: str) -> str:
+        address, port = self.servers[service].server_address[:2]
+        return f"http://{address!s}:{port}"
+
+    def options(self) -> List[str]:
+        """Return the options that point the script at this host."""
+        return [f"--{service}={self.url(service)}" for service in self.servers]
+
+    def refuse(self, service: str) -> None:
+        """Refuse connections from now on; the port stays taken."""
+        self.servers[service].stop_listening()
+
+    def listen(self, service: str) -> None:
+        """Accept connections from now on."""
+        self.servers[service].start_listening()
+
+    def listen_after(self, service: str, seconds: float) -> None:
+        """Refuse connections for *seconds*."""
+        self.refuse(service)
+
+        def return_to_service() -> None:
+            if not self.stopping.wait(seconds):
+                self.listen(service)
+
+        threading.Thread(target=return_to_service, daemon=True).start()
+
+    def misbehave(
+        self,
+        endpoint: str,
+        fault: Union[str, Fault],
+        times: Optional[int] = None,
+        seconds: Optional[float] = None,
+    ) -> None:
+        """Answer *endpoint*, or all of a service, with *fault*; faults queue up.
+
+        The endpoints wireserver-accept and imds-accept are for faults that do not wait for a
+        request.
+        """
+        name, fault = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
+        until = None if seconds is None else time.monotonic() + seconds
+        for one in ENDPOINTS.get(endpoint, (endpoint,)):
+            self.faults[one].append(ArmedFault(name, fault, times, until))
+
+    def recover(self) -> None:
+        """Have no fault any more, and accept connections."""
+        self.faults.clear()
+        for service in self.servers:
+            self.listen(service)
+
+    def fault_for(self, endpoint: str) -> Optional[ArmedFault]:
+        with self.lock:
+            queue = self.faults[endpoint]
+            while queue:
+                if queue[0].take():
+                    return queue[0]
+                queue.pop(0)
+        return None
+
+    def goal_state(self) -> bytes:
+        fields = dict(self.vm._asdict(), incarnation=self.incarnation)
+        values = {name: escape(str(value)) for name, value in fields.items()}
+        return b"\xef\xbb\xbf" + GOAL_STATE.format(**values).encode()
+
+    def health(self, headers: Dict[str, str], body: bytes) -> Answer:
+        """Judge a health report."""
+        if not headers.get("x-ms-agent-name"):
+            return Answer(400, b"x-ms-agent-name is missing")
+        if headers.get("content-type", "").replace(" ", "").lower() != "text/xml;charset=utf-8":
+            return Answer(400, b"Content-Type is not text/xml;charset=utf-8")
+        try:
+            values = report_values(body)
+        except (ElementTree.ParseError, ValueError) as error:
+            return Answer(400, f"not a health report: {error}".encode())
+        if values[0] != str(self.incarnation):
+            return Answer(410, b"not the current incarnation")
+        if values[1:] != [self.vm.container_id, self.vm.instance_id, "Ready"]:
+            return Answer(400, b"not this VM, or not Ready")
+        self.accepted.append(body)
+        return Answer(200)
+
+    def compute(self, version: str) -> Dict[str, Any]:
+        document: Dict[str, Any] = {
+            "azEnvironment": "AzurePublicCloud",
+            "location": "westeurope",
+            "name": self.vm.name,
+            "osType": "Linux",
+            "vmId": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "vmSize": "Standard_B2s",
+        }
+        if version >= COMPUTER_NAME_SINCE and self.vm.computer_name is not None:
+            document["osProfile"] = {
+                "adminUsername": "azureuser",
+                "computerName": self.vm.computer_name,
+                "disablePasswordAuthentication": "true",
+            }
+        return document
+
+
+def report_values(body: bytes) -> List[str]:
+    """Return incarnation, container ID, instance ID and state of a report of exactly that shape."""
+
+    def children(element: ElementTree.Element, *tags: str) -> List[ElementTree.Element]:
+        found = [child.tag for child in element]
+        if found != list(tags):
+            raise ValueError(f"{element.tag} has {found}, not {list(tags)}")
+        return list(element)
+
+    root = ElementTree.fromstring(body)
+    if root.tag != "Health":
+        raise ValueError(f"the root is {root.tag}")
+    incarnation, container = children(root, "GoalStateIncarnation", "Container")
+    container_id, roles = children(container, "ContainerId", "RoleInstanceList")
+    (role,) = children(roles, "Role")
+    instance_id, health = children(role, "InstanceId", "Health")
+    (state,) = children(health, "State")
+    return [element.text or "" for element in (incarnation, container_id, instance_id, state)]
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """One of the two services. It takes its port at once, but listens only when told to."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: SimulatedHost, service: str, address: Tuple[str, int]) -> None:
+        self.host, self.service = host, service
+        super().__init__(address, Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
+        self.thread: Optional[threading.Thread] = None
+
+    def server_bind(self) -> None:
+        # A listener that stops listening loses a port that the kernel chose for it, but keeps one
+        # that it asked for by number: so learn a free one, then ask for it while it is still held.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        with self.socket:
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.bind(self.server_address)
+
+    def handle_error(self, *_: object) -> None:
+        """Be silent: a client that goes away in the middle is what a test wants to see."""
+
+    def start_listening(self) -> None:
+        if self.thread is None:
+            self.server_activate()
+            self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+            self.thread.start()
+
+    def stop_listening(self) -> None:
+        if self.thread is not None:
+            self.shutdown()
+            self.thread.join()
+            self.thread = None
+            # On Linux this ends listening, and keeps the port.
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RD)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request: what to answer, or which fault."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    @property
+    def host(self) -> SimulatedHost:
+        return self.server.host
+
+    def handle(self) -> None:
+        armed = self.host.fault_for(f"{self.server.service}-accept")
+        if not armed:
+            super().handle()
+            return
+        with contextlib.suppress(OSError):  # before a request is read
+            armed.fault(self)
+
+    def handle_request(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        armed = self.host.fault_for(self.endpoint())
+        with contextlib.suppress(OSError):
+            if armed:
+                self.close_connection = True  # else it stays open, unless the client asks to close
+                self.record(armed.name)
+                armed.fault(self)
+            else:
+                answer = self.answer()
+                self.record(str(answer.status))
+                self.send(answer)
+
+    do_GET = do_POST = do_PUT = do_HEAD = handle_request
+
+    def endpoint(self) -> str:
+        url = urlsplit(self.path)
+        if self.server.service == "wireserver":
+            return parse_qs(url.query).get("comp", [""])[0]
+        ends = {"computerName": "computer-name", "name": "name"}
+        return ends.get(url.path.rpartition("/")[2], "compute")
+
+    def header_dict(self) -> Dict[str, str]:
+        return {name.lower(): value for name, value in self.headers.items()}
+
+    def answer(self) -> Answer:
+        """What a host without any fault answers."""
+        if not self.path.startswith("/") or "Host" not in self.headers:
+            return Answer(400, b"a request for a proxy, or without Host")
+        return self.wireserver() if self.server.service == "wireserver" else self.imds()
+
+    def wireserver(self) -> Answer:
+        request = (self.command, self.path.replace("/machine/?", "/machine?"))
+        if request == ("GET", "/?comp=versions"):
+            versions = "".join(f"<Version>{v}</Version>" for v in WIRESERVER_VERSIONS)
+            text = f"<Versions><Supported>{versions}</Supported></Versions>"
+            return Answer(200, text.encode(), "text/xml; charset=utf-8")
+        headers = self.header_dict()
+        if headers.get("x-ms-version") not in WIRESERVER_VERSIONS:
+            return Answer(400, b"x-ms-version is missing or not supported")
+        if request == ("GET", "/machine?comp=goalstate"):
+            return Answer(200, self.host.goal_state(), "text/xml; charset=utf-8")
+        if request == ("POST", "/machine?comp=health"):
+            return self.host.health(headers, self.body)
+        return Answer(404, b"no such resource")
+
+    def imds(self) -> Answer:
+        headers, url = self.header_dict(), urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        version = query.get("api-version", "")
+
+        def error(status: int, text: str) -> Answer:
+            return Answer(status, json.dumps({"error": text}).encode(), "application/json")
+
+        if headers.get("metadata", "").lower() != "true":
+            return error(400, "Bad request. Required metadata header not specified")
+        if "x-forwarded-for" in headers:
+            return error(400, "Bad request. X-Forwarded-For is not allowed")
+        if version not in self.host.imds_versions:
+            return error(400, "Bad request. api-version is missing or not known")
+        if self.command != "GET":
+            return error(405, "Method not allowed")
+        times = self.host.imds_times
+        if len(times) == times.maxlen and time.monotonic() - times[0] < 1:
+            return error(429, "Too many requests")
+        times.append(time.monotonic())
+        document: Any = {"compute": self.host.compute(version)}
+        root, *keys = url.path.rstrip("/").split("/metadata/instance")
+        if root or not keys:
+            return error(404, "Not found")
+        for key in filter(None, keys[0].split("/")):
+            if not isinstance(document, dict) or key not in document:
+                return error(404, "Not found")
+            document = document[key]
+        if query.get("format", "json") == "json":
+            return Answer(200, json.dumps(document).encode(), "application/json; charset=utf-8")
+        if query["format"] == "text" and isinstance(document, str):
+            return Answer(200, document.encode(), "text/plain; charset=utf-8")
+        return error(400, "Bad request. The format is not supported")
+
+    def record(self, outcome: str) -> None:
+        request = Request(
+            time.time(),
+            self.server.service,
+            self.command,
+            self.path,
+            self.header_dict(),
+            self.body,
+            outcome,
+        )
+        self.host.requests.append(request)
+        self.host.on_request(request)
+
+    def send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def send_raw(self, data: bytes) -> None:
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Requests are recorded, not logged."""
+
+
+def print_request(request: Request) -> None:
+    when = time.strftime("%H:%M:%S", time.localtime(request.when))
+    print(when, request.service, request.method, request.target, "->", request.answer, flush=True)
+    for line in request.body.decode("utf-8", "replace").splitlines():
+        print("    " + line, flush=True)
+
+
+def parse_address(text: str) -> Tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    if not address or not 0 <= int(port) <= 65535:
+        raise ValueError(text)
+    return address, int(port)
+
+
+def arm(host: SimulatedHost, text: str) -> None:
+    """Arm the fault of a command line: ENDPOINT:FAULT[:3x|:10s]; SERVICE:refused[:10s]."""
+    endpoint, _, rest = text.partition(":")
+    kind, _, length = rest.rpartition(":") if rest[-1:] in "xs" and ":" in rest else (rest, "", "")
+    times = int(length[:-1]) if length.endswith("x") else None
+    seconds = float(length[:-1]) if length.endswith("s") else None
+    known = [*ENDPOINTS, *(one for endpoints in ENDPOINTS.values() for one in endpoints)]
+    if endpoint not in known:
+        raise ValueError(f"{endpoint!r} is none of {', '.join(known)}")
+    if kind != "refused":
+        host.misbehave(endpoint, kind, times, seconds)
+    elif endpoint not in ENDPOINTS:
+        raise ValueError("only a service, wireserver or imds, can be refused")
+    elif times is not None:
+        raise ValueError("a service is refused for seconds, or for ever")
+    elif seconds is None:
+        host.refuse(endpoint)
+    else:
+        host.listen_after(endpoint, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="A simulated Azure host: WireServer and IMDS, on loopback by default.",
+        epilog=(
+            "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds "
+            "from the start); more of one endpoint come one after the other. ENDPOINT is "
+            "goalstate, health, versions, computer-name, name (the VM's), compute (the document), "
+            "or all of wireserver or imds. KIND is a "
+            "status such as 503 or 503,Retry-After=5, body=TEXT, refused (of wireserver or imds), "
+            "or one of: " + ", ".join(FAULTS) + "."
+        ),
+    )
+    parser.add_argument("--wireserver", type=parse_address, default="127.0.0.1:0", metavar="A:P")
+    parser.add_argument("--imds", type=parse_address, default="127.0.0.1:0", metavar="A:P")
+    parser.add_argument("--name", default="myvm", help="the VM resource's name")
+    parser.add_argument("--computer-name", metavar="NAME", help="if missing, there is none")
+    parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2019-06")
+    parser.add_argument("--fault", action="append", default=[], help="misbehave (repeatable)")
+    options = parser.parse_args()
+    vm = Vm(options.name, options.computer_name)
+    versions = OLD_IMDS_VERSIONS if options.old_imds else IMDS_VERSIONS
+    try:
+        host = SimulatedHost(
+            vm, options.wireserver, options.imds, versions, on_request=print_request
+        )
+    except OSError as error:
+        parser.error(f"cannot listen there: {error}")
+    with host:
+        for text in options.fault:
+            try:
+                arm(host, text)
+            except ValueError as error:
+                parser.error(f"--fault {text}: {error}")
+        print("WireServer:", host.url("wireserver"), flush=True)
+        print("IMDS:      ", host.url("imds"), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Run the real script on a machine of its own, without root: sandbox.py DIR [OPTION]...
+
+DIR, which is made if need be, stands for the machine: DIR/etc/hostname is the stored host name,
+DIR/kernel the kernel's, and DIR/bin all of PATH, with a stand-in for hostnamectl. The script is
+imported and its main() called, with just those places replaced, and with a guard that ends it if it
+would connect anywhere but to loopback. Runs on every Python that the script runs on. With PAUSES=no
+in the environment no time goes by in a pause, though the script believes it.
+"""
+
+import os
+import socket
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SCRIPT = os.path.join(REPOSITORY, "azure_provisioning.py")
+
+# Does what hostnamectl does, on the files that stand for the machine, and keeps its arguments.
+HOSTNAMECTL = """\
+#!/bin/sh
+machine=${0%/bin/*}
+printf '%s\\n' "$*" >>"$machine/hostnamectl.log"
+for name; do :; done
+printf '%s\\n' "$name" >"$machine/etc/hostname"
+printf '%s' "$name" >"$machine/kernel"
+"""
+
+
+def create(directory: str) -> None:
+    """Make *directory*, new or empty, a machine with the host name old-name."""
+    os.makedirs(os.path.join(directory, "etc"))
+    os.makedirs(os.path.join(directory, "bin"))
+    write(os.path.join(directory, "etc", "hostname"), "old-name\n")
+    write(os.path.join(directory, "kernel"), "old-name")
+    program = os.path.join(directory, "bin", "hostnamectl")
+    write(program, HOSTNAMECTL)
+    os.chmod(program, 0o755)
+
+
+def names(directory: str) -> "list[str]":
+    """Return the machine's two host names: the kernel's and the stored one, "" if there is none."""
+    try:
+        stored = read(os.path.join(directory, "etc", "hostname")).strip()
+    except OSError:
+        stored = ""
+    return [read(os.path.join(directory, "kernel")), stored]
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has had so far, in KiB."""
+    (line,) = [one for one in read("/proc/self/status").splitlines() if one.startswith("VmHWM:")]
+    return int(line.split()[1])
+
+
+def take_over(directory: str, replace: "Callable[[Any, str, object], None]" = setattr) -> None:
+    """Have *directory* be the machine for azure_provisioning; *replace* does it, and may undo it.
+
+    And end the process if it would connect to anything but loopback.
+    """
+    import azure_provisioning  # not for those who only create a machine
+
+    kernel = os.path.join(directory, "kernel")
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: "tuple[str, int]") -> None:
+        if not (address[0].startswith("127.") or address[0] == "::1"):
+            sys.exit(f"sandbox: refused to connect to {address[0]}")
+        connect(self, address)
+
+    replace(socket.socket, "connect", guarded)
+    replace(socket, "gethostname", lambda: read(kernel))
+    replace(socket, "sethostname", lambda name: write(kernel, name))
+    replace(os, "environ", dict(os.environ, PATH=os.path.join(directory, "bin")))
+    replace(azure_provisioning, "ETC_HOSTNAME", os.path.join(directory, "etc", "hostname"))
+    replace(azure_provisioning, "SYSTEMD_IMDS", os.path.join(directory, "bin", "systemd-imds"))
+
+
+class Clock:
+    """Stands for the time module; what sleep() is told to wait has gone by at once."""
+
+    skipped = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def sleep(self, seconds: float) -> None:
+        self.skipped += seconds
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: sandbox.py DIR [OPTION]..., with the options of azure_provisioning.py")
+    directory = os.path.abspath(sys.argv.pop(1))
+    if not os.path.exists(os.path.join(directory, "kernel")):
+        create(directory)
+    sys.path.insert(0, REPOSITORY)
+    import azure_provisioning
+
+    take_over(directory)
+    if os.environ.get("PAUSES") == "no":
+        setattr(azure_provisioning, "time", Clock())  # noqa: B010
+    try:
+        return azure_provisioning.main()
+    finally:
+        write(os.path.join(directory, "peak-memory"), str(peak_memory()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
