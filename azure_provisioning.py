@@ -286,6 +286,7 @@ def run(command: "List[str]", deadline: float) -> bytes:
     child = os.fork()
     if child == 0:
         try:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(writer, 1)
             os.dup2(writer, 2)

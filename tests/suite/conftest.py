@@ -160,7 +160,7 @@ def command(host: SimulatedHost, machine: Machine) -> List[str]:
     """The script on *machine*, against *host*."""
     return [
         sys.executable,
-        *UNIT_FLAGS,
+        *MEASURED_FLAGS,
         "-W",
         "error",
         sandbox.__file__,
@@ -178,7 +178,7 @@ def run(command: List[str], machine: Machine) -> Run:
     ) -> Result:
         start = time.monotonic()
         done = subprocess.run(
-            [python, *command[1:], *options],
+            [python, *UNIT_FLAGS, *command[1 + len(MEASURED_FLAGS) :], *options],
             capture_output=True,
             text=True,
             check=False,

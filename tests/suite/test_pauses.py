@@ -335,6 +335,15 @@ def test_failures_that_all_differ_are_printed_ten_times_a_minute(
     assert result.err[-1].endswith("; giving up")
 
 
+def test_a_dry_run_tries_again_like_any_other(host: SimulatedHost, run: Run) -> None:
+    for endpoint in ("goalstate", "computer-name"):
+        host.misbehave(endpoint, "503", times=2)
+    result = run("--dry-run")
+    assert (result.status, result.pauses) == (0, [1] * 4)
+    assert result.out[2] == "Would report Ready:"
+    assert result.out[-1] == "Would set the host name web000011"
+
+
 @pytest.mark.parametrize("user", [0, 1000])
 def test_only_who_is_not_root_is_told_to_be(
     host: SimulatedHost, run: Run, monkeypatch: pytest.MonkeyPatch, user: int

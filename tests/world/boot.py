@@ -209,7 +209,7 @@ def dhcp(directory: Path) -> Iterator[None]:
         *"--user=root --group=root".split(),  # with another user it would forget --pdeathsig
         *f"--pid-file --interface={TAP} --bind-interfaces --dhcp-range=10.0.0.4,10.0.0.9".split(),
         f"--dhcp-option=option:classless-static-route,{routes}",
-        "--dhcp-option-force=245,168.63.129.16",
+        *"--dhcp-option-force=245,168.63.129.16 --log-dhcp --log-facility=-".split(),
         console=directory / "dnsmasq",
     )
     try:
