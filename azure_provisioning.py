@@ -255,17 +255,17 @@ def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"
     head = [f"{'POST' if report else 'GET'} /{path} HTTP/1.1", f"Host: {authority}", *headers]
     head += [f"Content-Length: {len(report)}"] if report else []
     request = "\r\n".join([*head, "Connection: close", "", ""]).encode("ascii") + report
-    data, left = b"", min(deadline - time.monotonic(), STEP_SECONDS)
-    deadline = time.monotonic() + left
+    data = b""
+    deadline = min(deadline, time.monotonic() + STEP_SECONDS)
     with socket.socket() as connection:
-        connection.settimeout(min(max(left, 0.001), CONNECT_SECONDS))
+        connection.settimeout(min(seconds_to(deadline), CONNECT_SECONDS))
         connection.connect((host, int(port or "80")))
         try:
             connection.sendall(request)
         except (BrokenPipeError, ConnectionResetError):
             pass  # a host may answer, and close, before it has read the request
-        while time.monotonic() < deadline:
-            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        while True:
+            connection.settimeout(seconds_to(deadline))
             received = connection.recv(ANSWER_MAX + 1 - len(data))
             data += received
             if len(data) > ANSWER_MAX:
@@ -275,7 +275,14 @@ def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"
                 return answer
             if not received:
                 raise ValueError(f"the answer is cut short: {data[:80]!a}")
-    raise socket.timeout("timed out")
+
+
+def seconds_to(deadline: float) -> float:
+    """Return how long it is to the *deadline*; raise socket.timeout if it is over."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise socket.timeout("timed out")
+    return left
 
 
 def run(command: "List[str]", deadline: float) -> bytes:

@@ -25,7 +25,7 @@ from world.network import PLATFORM_ENDPOINTS, isolate
 READY_SECONDS = 1200  # as long as the unit tries
 SETTLE_SECONDS = 10  # after Ready, for a second report and a host name
 OFF_SECONDS = 90  # from the power button to the end
-EMULATED = 4  # times as slow as with KVM, at least
+EMULATED = 2  # times as much without KVM
 
 EPILOG = """\
 IMAGE is never written to. What counts is what the platform sees, so the image may have any agent:

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import platform
 import pwd
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 import pytest
 
 from world import images, interpreters, sandbox
+from world.boot import EMULATIONS, Emulation
 from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 from world.machine import MEMORY_MAX, Machine
 from world.network import PLATFORM_ENDPOINTS, isolate, new_network
@@ -43,6 +45,7 @@ def pytest_report_header() -> List[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
+    parser.addoption("--vm-power-cuts", type=int, default=2, help="the same, virtual machines")
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
 
@@ -50,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
         metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys(), indirect=True)
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: not {"emulation", "emulated"} & set(item.fixturenames))  # type: ignore[attr-defined]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -82,6 +90,22 @@ def wait_until(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def isolated() -> None:
     require(not NOT_ISOLATED, NOT_ISOLATED)
+
+
+@pytest.fixture
+def emulation(isolated: None) -> Emulation:
+    """How to run a virtual machine here."""
+    emulation = EMULATIONS.get(platform.machine())
+    require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
+    assert emulation
+    require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
+    require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
+    return emulation
+
+
+@pytest.fixture
+def emulated(emulation: Emulation) -> None:
+    """There is a way to run a virtual machine here."""
 
 
 @pytest.fixture

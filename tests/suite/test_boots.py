@@ -4,7 +4,6 @@ Each machine, a container or at the end of this file a virtual machine, has a ne
 which the simulated host has the platform's addresses.
 """
 
-import platform
 import random
 import re
 import shutil
@@ -18,16 +17,16 @@ from typing import Callable, Iterator, List, NamedTuple, Tuple
 import pytest
 
 from azure_provisioning import PATIENCE_SECONDS
-from conftest import require, require_tools, wait_until
+from conftest import require_tools, wait_until
 from world import readme
 from world.boot import (
     ASSET_TAG,
-    EMULATIONS,
     Emulation,
     Report,
     boot_container,
     boot_vm,
     cut_power,
+    cut_vm_power,
     dhcp,
     install_witness,
     make_disk,
@@ -83,6 +82,7 @@ def good_end(name: str, journal: List[str] = LINES) -> Report:
         stored_name=name,
         journal=journal,
         platform=[],
+        probe=[],
     )
 
 
@@ -237,6 +237,7 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
         stored_name="localhost",
         journal=[],
         platform=[],
+        probe=[],
     )
     assert report.journal[-1] == boot.says
     assert len(host.accepted) == boot.accepted
@@ -327,6 +328,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         count = metafunc.config.getoption("--power-cuts")
         pairs = list(islice(zip(cycle(CONTAINERS), cycle(MOMENTS)), count))
         metafunc.parametrize("release, moment", pairs)
+    if "vm_moment" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--vm-power-cuts")
+        metafunc.parametrize("vm_moment", list(islice(cycle(VM_MOMENTS), count)))
 
 
 class Moment(NamedTuple):
@@ -344,6 +348,7 @@ MOMENTS = {
     "name": Moment(3, 0.3),
     "end": Moment(3, 2),
 }
+VM_MOMENTS = ["end", "report", "name"]
 
 
 def wait_for(moment: Moment, host: SimulatedHost) -> None:
@@ -380,68 +385,160 @@ def test_after_a_power_cut_the_next_boot_puts_it_right(
 
 # ---- Virtual machines: a real kernel, and a network that DHCP brings up some time in the boot
 
-# There is no card of Hyper-V's here.
-NETWORK = readme.block("### 2. Remove the agents, keep the network", 1).replace(
-    "Driver=hv_netvsc", "Driver=virtio_net"
-)
+AGENTS_GO = readme.block("### 2. Remove the agents, keep the network")
+NETWORK = readme.block("### 2. Remove the agents, keep the network", 1)
 # Keep IMDS to systemd's own client, where there is one: upstream's default, but not Debian's.
 LOCKED, LOCKED_OUT = "systemd.imds.network=locked", "PermissionError: [Errno 13] Permission denied"
 WITH_KERNEL = [name for name, image in IMAGES.items() if KERNEL in image.packages]
 
 
-@pytest.fixture
-def emulation() -> Emulation:
-    emulation = EMULATIONS.get(platform.machine())
-    require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
-    assert emulation
-    require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
-    return emulation
-
-
 def assert_it_boots_as_a_vm(
-    emulation: Emulation, root: Path, host: SimulatedHost
+    emulation: Emulation, root: Path, host: SimulatedHost, append: str = "", cards: int = 1
 ) -> Tuple[str, List[Request]]:
     """Boot it twice; return what the first boot was like, and what the host was asked in it."""
-    in_checkout(root, SSH_HOST_KEYS)
+    if (root / "etc/ssh").exists():
+        in_checkout(root, SSH_HOST_KEYS)
 
     def boot() -> Report:
-        return boot_vm(emulation, disk, root / "boot", LOCKED)
+        return boot_vm(emulation, disk, root / "boot", append, cards)
 
     with dhcp(root.parent):
         disk = make_disk(root)
         report = boot()
         # No line tells of trouble: the unit has waited for the network.
-        assert report._replace(platform=[]) == good_end("myvm")
+        assert report._replace(platform=[], probe=[]) == good_end("myvm")
         assert len(host.accepted) == 1
         assert ASSET_TAG in report.platform, "it is not like Azure"
         requests = list(host.requests)
-        assert_nothing_happens_at(lambda: boot()._replace(platform=[]), host, "myvm")
-    return "\n".join(report.platform), requests
+        assert_nothing_happens_at(lambda: boot()._replace(platform=[], probe=[]), host, "myvm")
+    return "\n".join(report.platform + report.probe), requests
 
 
-@pytest.mark.parametrize("release", WITH_KERNEL)
+# From inside the unit's sandbox: which of the addresses can be connected to?
+PROBE = """\
+import socket
+for address in ("168.63.129.16", "169.254.169.254", "10.0.0.1"):
+    try:
+        socket.create_connection((address, 80), 5).close()
+        print(address, "is reached")
+    except OSError as error:
+        print(address, type(error).__name__)
+"""
+EGRESS = ["168.63.129.16 is reached", "169.254.169.254 is reached", "10.0.0.1 PermissionError"]
+
+
+def install_probe(root: Path) -> None:
+    """Have the witness start a service like the project's, with a probe in place of the script."""
+    unit = (root / "etc/systemd/system/azure-provisioning.service").read_text()
+    unit = re.sub("^(ExecStart|StandardOutput)=.*\n", "", unit, flags=re.MULTILINE)
+    lines = "[Service]\nStandardOutput=file:/probe\nExecStart=/usr/bin/python3 -I -S /probe.py"
+    (root / "etc/systemd/system/probe.service").write_text(unit.replace("[Service]", lines))
+    (root / "probe.py").write_text(PROBE)
+
+
+@pytest.mark.parametrize("release", [name for name in WITH_KERNEL if SSH in IMAGES[name].packages])
 def test_a_virtual_machine_boots_when_its_network_is_there(
     emulation: Emulation, root: Path, host: SimulatedHost
 ) -> None:
+    """With a lock on IMDS, which needs systemd-imds's own network and so does not take effect."""
     in_checkout(root, NETWORK)
-    seen, requests = assert_it_boots_as_a_vm(emulation, root, host)
+    install_probe(root)
+    seen, requests = assert_it_boots_as_a_vm(emulation, root, host, LOCKED)
     option = '^OPTION_245=a83f8110$|"Option":245,"PrivateOptionData":"a83f8110"'
     assert re.search(option, seen, re.MULTILINE), "it is not like Azure"
-    # The lock needs systemd-imds's own network.
     assert LOCKED_OUT not in seen
+    assert seen.splitlines()[-3:] == EGRESS, "the kernel does not enforce the unit's IPAddressDeny="
     assert "user-agent" not in requests[-1].headers
 
 
-@pytest.mark.parametrize("release", [name for name in IMAGES if IMDS in IMAGES[name].packages])
+# Without a .network file of the image's own systemd-imds brings the network up.
+IMDS_NETWORK = "systemctl enable systemd-networkd.service systemd-networkd-wait-online.service"
+WITH_IMDS = [name for name in IMAGES if IMDS in IMAGES[name].packages]
+
+
+@pytest.mark.parametrize("release", WITH_IMDS)
 def test_a_virtual_machine_is_named_on_which_systemd_keeps_imds_to_its_own_client(
     emulation: Emulation, root: Path, host: SimulatedHost
 ) -> None:
-    # Without a .network file of the image's own systemd-imds brings the network up.
-    networkd = "systemd-networkd.service systemd-networkd-wait-online.service"
-    in_checkout(root, f"systemctl enable {networkd}")
-    seen, requests = assert_it_boots_as_a_vm(emulation, root, host)
+    in_checkout(root, IMDS_NETWORK)
+    seen, requests = assert_it_boots_as_a_vm(emulation, root, host, LOCKED)
     assert LOCKED_OUT in seen
     # The script's own request did not get through, or it would be here.
     (request,) = [request for request in requests if request.service == "imds"]
     assert request.headers["user-agent"].startswith("systemd-imdsd/")
     assert "osProfile/computerName" in request.target
+
+
+@pytest.mark.parametrize("release", WITH_IMDS)
+def test_a_virtual_machine_is_named_where_systemd_imds_is_unlocked(
+    emulation: Emulation, root: Path, host: SimulatedHost
+) -> None:
+    in_checkout(root, IMDS_NETWORK)
+    seen, requests = assert_it_boots_as_a_vm(emulation, root, host)
+    assert LOCKED_OUT not in seen
+    names = [one for one in requests if "osProfile/computerName" in one.target]
+    assert [one for one in names if "user-agent" not in one.headers], "the script asked for itself"
+
+
+IFUPDOWN = """\
+printf 'auto eth0\\niface eth0 inet dhcp\\n' >/etc/network/interfaces.d/eth0
+systemctl enable networking.service
+"""
+NETWORK_MANAGERS = {
+    "ifupdown": IFUPDOWN,
+    "NetworkManager": "systemctl enable NetworkManager.service NetworkManager-wait-online.service",
+}
+NO_MANAGER = "systemctl disable networking NetworkManager NetworkManager-wait-online"
+
+
+@pytest.mark.parametrize("release", ["debian-12-managers"])
+@pytest.mark.parametrize("manager", NETWORK_MANAGERS)
+def test_a_virtual_machine_boots_with_another_network_manager(
+    emulation: Emulation, root: Path, host: SimulatedHost, manager: str
+) -> None:
+    in_checkout(root, f"{NO_MANAGER}\n{NETWORK_MANAGERS[manager]}")
+    assert_it_boots_as_a_vm(emulation, root, host, "net.ifnames=0")
+
+
+@pytest.mark.parametrize("release", ["debian-12"])
+def test_a_second_card_without_a_lease_does_no_harm(
+    emulation: Emulation, root: Path, host: SimulatedHost
+) -> None:
+    in_checkout(root, NETWORK)
+    start = time.time()
+    assert_it_boots_as_a_vm(emulation, root, host, cards=2)
+    assert time.time() - start < 240, "it waits for a lease on all cards"
+
+
+# Else "cloud-init status --wait" would wait for a cloud-init that never starts here.
+NEVER_STARTED = "touch /etc/cloud/cloud-init.disabled"
+
+
+@pytest.mark.parametrize("release", ["debian-12-agents"])
+def test_a_virtual_machine_boots_from_which_the_agents_were_removed_as_the_guide_says(
+    emulation: Emulation, root: Path, host: SimulatedHost
+) -> None:
+    in_checkout(root, f"{NEVER_STARTED}\n{AGENTS_GO}\n{NETWORK}")
+    for program in ("usr/bin/cloud-init", "usr/sbin/waagent"):
+        assert not (root / program).exists()
+    assert_it_boots_as_a_vm(emulation, root, host)
+
+
+@pytest.mark.parametrize("release", ["debian-12"])
+def test_after_a_power_cut_that_loses_what_was_not_written_the_next_boot_puts_it_right(
+    vm_moment: str, emulation: Emulation, root: Path, host: SimulatedHost
+) -> None:
+    in_checkout(root, NETWORK)
+    with dhcp(root.parent):
+        disk = make_disk(root)
+        moment = MOMENTS[vm_moment]
+        cut_vm_power(emulation, disk, root / "boot", lambda: wait_for(moment, host))
+        cut_after = len(host.accepted)
+        host.accepted.clear()
+        report = boot_vm(emulation, disk, root / "boot")._replace(platform=[])
+        if report.journal or not cut_after:
+            assert report == good_end("myvm")
+            assert len(host.accepted) == 1
+        else:  # the unit's link was gone for good, and so was all that comes before
+            assert report == good_end("myvm", journal=[])
+            assert host.accepted == []

@@ -197,6 +197,7 @@ def test_a_name_that_may_have_been_cut_short_is_none(
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_an_answer_may_have_256_kib_in_all(host: SimulatedHost, run: Run, more: int) -> None:
+    assert ANSWER_MAX == 256 * 1024
     body = host.goal_state()
     head_size = len(length(len(body), "X-Header: "))
     padding = "x" * (ANSWER_MAX - head_size - len(body) + more)

@@ -11,6 +11,7 @@ from typing import List, Tuple
 import pytest
 
 from conftest import Run
+from world import sandbox
 from world.clock import Run as OnOurClock
 from world.clock import script
 from world.host import SimulatedHost
@@ -59,6 +60,13 @@ def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(
     result = run("--timeout=2")
     assert result.status == 0
     assert result.seconds < 2 + SLACK
+
+
+def test_hostnamectl_reads_nothing(command: List[str], machine: Machine) -> None:
+    machine.install_hostnamectl("#!/bin/sh\nread line && exit 7\n" + sandbox.HOSTNAMECTL)
+    done = subprocess.run(command, input="a line\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert machine.names == NAMES
 
 
 @pytest.fixture

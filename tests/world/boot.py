@@ -40,6 +40,9 @@ systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi
         networkctl --json=short  # systemd 258 and newer have the lease there
         python3 -I -S -c "$CONNECT" 169.254.169.254 2>&1 | tail -n 1
     }
+    echo "== probe"; [ ! -e /etc/systemd/system/probe.service ] || {
+        systemctl start probe.service; cat /probe
+    }
 } >/witness.partial 2>/dev/null
 mv /witness.partial /witness
 systemctl --force poweroff
@@ -66,6 +69,7 @@ class Report(NamedTuple):
     stored_name: str
     journal: List[str]  # the script's lines
     platform: List[str]
+    probe: List[str]  # what a service of that name printed, if there is one
 
 
 def install_witness(root: Path) -> None:
@@ -78,7 +82,7 @@ def install_witness(root: Path) -> None:
 def parse_report(text: str) -> Report:
     assert text, "the machine is off, and has written no report"
     values = dict(re.findall(r"^== (\w+)\n((?:(?!== ).*\n)*)", text, re.MULTILINE))
-    lists = ("failed", "journal", "platform")
+    lists = ("failed", "journal", "platform", "probe")
     return Report(**{k: v.splitlines() if k in lists else v.strip() for k, v in values.items()})
 
 
@@ -195,6 +199,9 @@ EMULATIONS = {
 KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps"
 ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"  # Azure's
 TAP, GATEWAY = "tap0", "10.0.0.1"
+SECOND_CARD = (
+    "-netdev hubport,id=none,hubid=0 -device virtio-net-pci,netdev=none".split()
+)  # no DHCP
 
 
 @contextlib.contextmanager
@@ -226,9 +233,29 @@ def make_disk(root: Path) -> Path:
     return disk
 
 
-def boot_vm(emulation: Emulation, disk: Path, boot: Path, append: str = "") -> Report:
+def boot_vm(
+    emulation: Emulation, disk: Path, boot: Path, append: str = "", cards: int = 1
+) -> Report:
     """Boot the disk with the kernel in *boot*, and with options; see boot_container()."""
-    console = disk.parent / "console"
+    with running_vm(emulation, disk, boot, append, cards) as process:
+        wait(process, disk.parent / "console", VM_SECONDS)
+    show = ["debugfs", "-R", "cat /witness", str(disk)]
+    text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    run("debugfs", "-w", "-R", "rm /witness", str(disk))
+    return parse_report(text)
+
+
+def cut_vm_power(emulation: Emulation, disk: Path, boot: Path, moment: Callable[[], None]) -> None:
+    """Boot the disk; kill QEMU when *moment* returns: what the guest has not written is lost."""
+    with running_vm(emulation, disk, boot):
+        moment()
+
+
+@contextlib.contextmanager
+def running_vm(
+    emulation: Emulation, disk: Path, boot: Path, append: str = "", cards: int = 1
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a virtual machine from the disk; kill it, if it still runs, at the end."""
     (kernel,), (initrd,) = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
     process = start(
         *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
@@ -238,15 +265,12 @@ def boot_vm(emulation: Emulation, disk: Path, boot: Path, append: str = "") -> R
         *("-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"),
         *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
         *"-device virtio-net-pci,netdev=net".split(),
+        *(() if cards == 1 else SECOND_CARD),
         *("-smbios", f"type=3,asset={ASSET_TAG}"),
-        console=console,
+        console=disk.parent / "console",
     )
     try:
-        wait(process, console, VM_SECONDS)
+        yield process
     finally:
         process.kill()
         process.wait()
-    show = ["debugfs", "-R", "cat /witness", str(disk)]
-    text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
-    run("debugfs", "-w", "-R", "rm /witness", str(disk))
-    return parse_report(text)

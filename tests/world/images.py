@@ -17,6 +17,7 @@ from world.sandbox import REPOSITORY
 SSH = "openssh-server"
 IMDS = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
+SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
 PACKAGES = "dbus,systemd,systemd-sysv"
 LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
 # The images outlive what their distribution's index is valid for, and so may a mirror's copy of it.
@@ -31,11 +32,15 @@ class Image(NamedTuple):
     in_container: bool = True
 
 
+MANAGERS = "ifupdown,isc-dhcp-client,network-manager"  # a machine enables one of them
+AGENTS = "cloud-init,netplan.io,waagent"  # as in Debian's images for Azure; never started
 # Keep the README's table of what boots in step with this.
 IMAGES = {
     "debian-11": Image("bullseye", MINIMAL, "usrmerge"),
     "debian-11-split-usr": Image("bullseye", FULL),
     "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH}"),
+    "debian-12-managers": Image("bookworm", MINIMAL, f"{KERNEL},{MANAGERS}", in_container=False),
+    "debian-12-agents": Image("bookworm", FULL, f"{KERNEL},{AGENTS}", in_container=False),
     "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
     # systemd 262 does not know the control groups of the old kind that a host may have.
     "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
@@ -68,6 +73,39 @@ def build(name: str, directory: Path) -> Path:
             )
             stamp.write_text(recipe)
     return root
+
+
+def build_from_scratch(directory: Path) -> Path:
+    """Return the root directory that mkosi makes as the README's "from scratch" part says."""
+    place = directory / "from-scratch"
+    files = [
+        REPOSITORY + name for name in ("/azure_provisioning.py", "/azure-provisioning.service")
+    ]
+    block = readme.block("## Make an image from scratch")
+    recipe = "\n".join([block, SCRATCH_PACKAGES, *(Path(file).read_text() for file in files)])
+    stamp = directory / "from-scratch.recipe"
+    with open(directory / "from-scratch.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != recipe:
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            (place / "checkout").mkdir(parents=True)
+            for file in files:
+                shutil.copy(file, place / "checkout")
+            run("sh", "-euc", block, cwd=place / "checkout")
+            run(
+                "nsenter",
+                "--net=" + os.environ["OUTER_NETWORK"],
+                *"mkosi --distribution=debian --release=bookworm --format=directory".split(),
+                # mkosi 14 fails to leave out documents where it runs in a container itself.
+                *"--bootable=no --with-docs=yes --force --output=tree".split(),
+                f"--package={SCRATCH_PACKAGES}",
+                "build",
+                cwd=place / "my-image",
+                pass_fds=[lock.fileno()],
+            )
+            stamp.write_text(recipe)
+    return place / "my-image/tree"
 
 
 @contextlib.contextmanager
