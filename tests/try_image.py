@@ -196,20 +196,23 @@ def print_event(start: float, text: str) -> None:
 
 @contextlib.contextmanager
 def switched_on(machine: Machine, directory: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    """Run the machine; at the end press its power button, and in the end pull the plug."""
-    monitor = directory / "monitor"
-    process = start(*qemu(machine, monitor), console=machine.console)
+    """Run the machine, and pull its plug at the end."""
+    process = start(*qemu(machine, directory / "monitor"), console=machine.console)
     try:
         yield process
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as control:
-            control.connect(str(monitor))
-            control.sendall(b"system_powerdown\n")
-            process.wait(OFF_SECONDS * (1 if machine.kvm else EMULATED))
-    except subprocess.TimeoutExpired:
-        print("           it does not heed the power button: switched off", flush=True)
     finally:
         process.kill()
         process.wait()
+
+
+def press_power_button(process: "subprocess.Popen[bytes]", directory: Path, seconds: float) -> None:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as control:
+        control.connect(str(directory / "monitor"))
+        control.sendall(b"system_powerdown\n")
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            print("           it does not heed the power button: switched off", flush=True)
 
 
 class Watch:
@@ -356,6 +359,10 @@ class Trial(NamedTuple):
     console: Path
     host: SimulatedHost
 
+    @property
+    def pace(self) -> int:
+        return 1 if self.kvm else EMULATED
+
 
 def new_machine(trial: Trial, number: int) -> Machine:
     """Return a machine with a disk of its own, as Azure makes one of the image."""
@@ -401,6 +408,8 @@ def boot(trial: Trial, machine: Machine, first: bool, quiet: float, keys: List[s
             keys += ssh_host_keys(watch.address, 2 * quiet)
         watch.look()
         seconds = time.time() - watch.start
+        if watch.lease is not None:  # else it may not even have booted
+            press_power_button(process, trial.directory, OFF_SECONDS * trial.pace)
     host.on_request = lambda request: None
     watch.look()
     requests = list(host.requests)
@@ -408,7 +417,7 @@ def boot(trial: Trial, machine: Machine, first: bool, quiet: float, keys: List[s
 
 
 def try_image(trial: Trial) -> bool:
-    settle = SETTLE_SECONDS * (1 if trial.kvm else EMULATED)
+    settle = SETTLE_SECONDS * trial.pace
     keys: List[List[str]] = [[], []]
     print("First boot")
     machine = new_machine(trial, 1)

@@ -17,6 +17,8 @@ TRY_IMAGE = [sys.executable, f"{REPOSITORY}/tests/try_image.py"]
 NETWORK = readme.block("### 2. Remove the agents, keep the network", 1)
 SSH_HOST_KEYS = readme.block("### 4. Generalize", 1)
 
+INITIAL_RAM_DISK = "update-initramfs -c -k all"  # which mkosi makes only for disks of its own
+
 MakeDisk = Callable[[str], Path]
 
 
@@ -29,7 +31,7 @@ def make_disk(isolated: None, pytestconfig: pytest.Config, tmp_path: Path) -> Ma
     def make_disk(commands: str) -> Path:
         """Make the disk after *commands* in a chroot of it."""
         with fresh_disk(tree, tmp_path / "machine") as root:
-            in_checkout(root, "\n".join([NETWORK, SSH_HOST_KEYS, commands]))
+            in_checkout(root, "\n".join([NETWORK, SSH_HOST_KEYS, INITIAL_RAM_DISK, commands]))
             return make_uefi_disk(root, tmp_path, "mitigations=off norandmaps")
 
     return make_disk
