@@ -15,6 +15,7 @@ from world import readme
 from world.sandbox import REPOSITORY
 
 SSH = "openssh-server"
+CURL = "curl"  # for the README's recipe that fetches SSH keys
 IMDS = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
 PACKAGES = "dbus,systemd,systemd-sysv"
@@ -35,7 +36,7 @@ class Image(NamedTuple):
 IMAGES = {
     "debian-11": Image("bullseye", MINIMAL, "usrmerge"),
     "debian-11-split-usr": Image("bullseye", FULL),
-    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH}"),
+    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH},{CURL}"),
     "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
     # systemd 262 does not know the control groups of the old kind that a host may have.
     "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
