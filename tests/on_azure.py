@@ -151,7 +151,6 @@ def block(run: Run, place: Place) -> str:
 def paste(run: Run, text: str, stdin: str = "") -> None:
     """Run a block on this machine."""
     values = {"config": run.directory / "ssh_config", "variables": run.directory / "variables"}
-    note(run, text)
     execute(run, ["bash", "-c", SHELL.format(text=text, **values)], stdin)
 
 

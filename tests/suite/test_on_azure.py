@@ -30,20 +30,31 @@ class Ended(NamedTuple):
     azure: azure_cli.Azure
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Dict[str, str]:
-    """One in which az, ssh and scp are stand-ins, and no other program could reach Azure."""
+def make_environment(directory: Path) -> Dict[str, str]:
+    """Return one in which az, ssh and scp are stand-ins, and no other program could reach Azure."""
     require_tools("bash")
-    (tmp_path / "bin").mkdir()
+    (directory / "bin").mkdir()
     for name in ("az", "ssh", "scp"):
-        program = tmp_path / "bin" / name
-        command = f'"{sys.executable}" -S "{azure_cli.__file__}" {name} "{tmp_path}" "$@"'
+        program = directory / "bin" / name
+        command = f'"{sys.executable}" -S "{azure_cli.__file__}" {name} "{directory}" "$@"'
         program.write_text(f"#!/bin/sh\nexec {command}\n")
         program.chmod(0o755)
     for name in ("bash", "sh", "sleep"):
-        (tmp_path / "bin" / name).symlink_to(f"/bin/{name}")
+        (directory / "bin" / name).symlink_to(f"/bin/{name}")
     path = os.pathsep.join([f"{sandbox.REPOSITORY}/tests", sandbox.REPOSITORY])
-    return {"PATH": str(tmp_path / "bin"), "PYTHONPATH": path, "HOME": str(tmp_path)}
+    return {"PATH": str(directory / "bin"), "PYTHONPATH": path, "HOME": str(directory)}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Dict[str, str]:
+    return make_environment(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """A run in which all went well."""
+    directory = tmp_path_factory.mktemp("good")
+    return run(make_environment(directory), "--yes", "--location", "northeurope")
 
 
 def run(environment: Dict[str, str], *options: str, broken: str = "", answer: str = "") -> Ended:
@@ -73,22 +84,21 @@ def az_calls(azure: azure_cli.Azure, *words: str) -> List[List[str]]:
     return [call for call in azure.calls if tuple(call[1 : 1 + len(words)]) == words]
 
 
-def test_a_good_run_checks_four_vms_and_leaves_nothing(environment: Dict[str, str]) -> None:
-    ended = run(environment, "--yes", "--location", "northeurope")
-    assert ended.status == 0, ended.log
-    assert ended.azure.groups == []
-    assert {*ended.azure.vms} == {"builder", *on_azure.VMS, *azure_cli.SET_ADDRESSES}
-    assert "All is well\n" in ended.out
-    for name in ended.azure.vms:
-        assert f"{name}: named, and its journal has the six lines\n" in ended.out
+def test_a_good_run_checks_four_vms_and_leaves_nothing(good: Ended) -> None:
+    assert good.status == 0, good.log
+    assert good.azure.groups == []
+    assert {*good.azure.vms} == {"builder", *on_azure.VMS, *azure_cli.SET_ADDRESSES}
+    assert "All is well\n" in good.out
+    for name in good.azure.vms:
+        assert f"{name}: named, and its journal has the six lines\n" in good.out
     for name in on_azure.VMS:
-        assert f"{name}: its second boot was silent\n" in ended.out
-    assert "northeurope" in ended.out
-    assert "westeurope" not in ended.log
+        assert f"{name}: its second boot was silent\n" in good.out
+    assert "northeurope" in good.out
+    assert "westeurope" not in good.log
 
 
-def test_the_vm_gets_the_readmes_steps_in_order(environment: Dict[str, str]) -> None:
-    pasted = run(environment, "--yes").azure.pasted
+def test_the_vm_gets_the_readmes_steps_in_order(good: Ended) -> None:
+    pasted = good.azure.pasted
     places = [on_azure.PREPARE, on_azure.GENERALIZE]
     assert len(pasted) == len(places)
     for text, blocks in zip(pasted, places):
@@ -97,8 +107,8 @@ def test_the_vm_gets_the_readmes_steps_in_order(environment: Dict[str, str]) -> 
         subprocess.run(["bash", "-n", "-c", text], check=True)
 
 
-def test_what_it_names_is_its_own(environment: Dict[str, str]) -> None:
-    azure = run(environment, "--yes").azure
+def test_what_it_names_is_its_own(good: Ended) -> None:
+    azure = good.azure
     options = ("--resource-group", "--name")
     groups = {call[call.index(options[0]) + 1] for call in azure.calls if options[0] in call}
     groups |= {call[call.index(options[1]) + 1] for call in az_calls(azure, "group")}
