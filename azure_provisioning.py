@@ -1,4 +1,6 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: MIT
+# Copyright 2026 the azure-provisioning contributors
 __doc__ = """\
 Usage: azure_provisioning.py [OPTION]...
 

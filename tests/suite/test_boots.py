@@ -30,9 +30,21 @@ from world.boot import (
     dhcp,
     install_witness,
     make_disk,
+    running_container,
 )
 from world.host import OLD_IMDS_VERSIONS, Request, SimulatedHost, Vm
-from world.images import IMAGES, IMDS, KERNEL, MINIMAL, SSH, fresh_disk, in_checkout, install, run
+from world.images import (
+    CURL,
+    IMAGES,
+    IMDS,
+    KERNEL,
+    MINIMAL,
+    SSH,
+    fresh_disk,
+    in_checkout,
+    install,
+    run,
+)
 from world.network import PLATFORM_ADDRESSES, set_address
 from world.sandbox import REPOSITORY
 
@@ -292,6 +304,70 @@ def test_machines_of_one_image_share_no_identity(
     for values in zip(*identities):
         assert all(values)
         assert len(set(values)) == 3, "the builder and its two machines share it"
+
+
+SSH_KEY_UNIT = readme.block("### How do I get in?")
+SECONDS_TO_SSH = 100  # from power-on, on a busy machine
+
+
+def new_key(file: Path) -> str:
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file))
+    return file.with_suffix(".pub").read_text().strip()
+
+
+def log_in(key: Path) -> Tuple[bool, str]:
+    """Try to log in to the machine, whose network this process is in."""
+    options = "BatchMode=yes IdentitiesOnly=yes IdentityAgent=none UserKnownHostsFile=/dev/null"
+    options += " StrictHostKeyChecking=no ConnectTimeout=5"
+    command = ["ssh", "-F", "none", "-i", str(key), *(f"-o{one}" for one in options.split())]
+    done = subprocess.run(
+        [*command, "builder@127.0.0.1", "id -un"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return done.stdout == "builder\n", done.stderr
+
+
+def assert_only_one_key_logs_in(root: Path, right: Path, wrong: Path) -> None:
+    with running_container(root):
+        deadline = time.monotonic() + SECONDS_TO_SSH
+        while True:
+            logged_in, said = log_in(right)
+            if logged_in:
+                break
+            assert time.monotonic() < deadline, said
+            time.sleep(0.5)
+        logged_in, said = log_in(wrong)
+        assert not logged_in
+        assert "Permission denied (publickey" in said
+
+
+@pytest.mark.parametrize("release", [name for name in CONTAINERS if CURL in IMAGES[name].packages])
+@pytest.mark.parametrize("late", [0, 15], ids=["healthy", "imds-late"])
+def test_the_ssh_key_from_azure_logs_in_also_after_a_reboot_without_imds(
+    image: Path, tmp_path: Path, host: SimulatedHost, late: int
+) -> None:
+    require_tools("systemd-nspawn", "ssh", "ssh-keygen")
+    right, baked_in = tmp_path / "right", tmp_path / "baked_in"
+    host.vm = Vm(public_keys=(new_key(right),))
+    with fresh_disk(image, tmp_path / "machine") as root:
+        install(root)
+        in_checkout(root, "useradd --create-home builder")
+        in_checkout(root, SSH_KEY_UNIT)
+        in_checkout(root, SSH_HOST_KEYS)
+        # What the user could write in its home directory does not count.
+        home = root / "home/builder/.ssh"
+        home.mkdir()
+        (home / "authorized_keys").write_text(f"{new_key(baked_in)}\n")
+        in_checkout(root, "chown -R builder: /home/builder")
+        assert not (root / "etc/ssh/azure_keys").exists(), "the image has the builder's"
+        host.listen_after("imds", late)
+        assert_only_one_key_logs_in(root, right, baked_in)
+        host.refuse("imds")
+        assert_only_one_key_logs_in(root, right, baked_in)
 
 
 @each_release

@@ -116,6 +116,17 @@ def test_imds_has_the_name_as_text_and_in_the_document(host: SimulatedHost) -> N
     assert (document["name"], document["osProfile"]["computerName"]) == ("myvm", "myvm")
 
 
+def test_imds_has_ssh_keys_one_by_one_and_as_a_list(host: SimulatedHost) -> None:
+    keys = COMPUTE.replace("/compute", "/compute/publicKeys")
+    first = keys.replace("publicKeys", "publicKeys/0/keyData").replace("json", "text")
+    assert ask(host, "imds", keys, METADATA) == (200, "[]")
+    assert ask(host, "imds", first, METADATA)[0] == 404
+    host.vm = Vm(public_keys=("ssh-rsa AAAA", "ssh-rsa BBBB"))
+    listed = json.loads(ask(host, "imds", keys, METADATA)[1])
+    assert [key["keyData"] for key in listed] == ["ssh-rsa AAAA", "ssh-rsa BBBB"]
+    assert ask(host, "imds", first, METADATA) == (200, "ssh-rsa AAAA")
+
+
 def test_an_old_imds_knows_no_new_version(host: SimulatedHost) -> None:
     host.imds_versions = OLD_IMDS_VERSIONS
     assert ask(host, "imds", COMPUTE, METADATA)[0] == 400

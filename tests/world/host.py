@@ -31,7 +31,7 @@ COMPUTER_NAME_SINCE = "2020-07-15"
 IMDS_REQUESTS_A_SECOND = 5
 ENDPOINTS = {
     "wireserver": ("goalstate", "health", "versions"),
-    "imds": ("computer-name", "name", "compute"),
+    "imds": ("computer-name", "name", "public-key", "compute"),
 }
 DRIP_SECONDS = 0.2  # between two bytes of an answer that never ends
 HUGE = 64 << 20  # bytes
@@ -70,6 +70,7 @@ class Vm(NamedTuple):
     computer_name: Optional[str] = "myvm"
     container_id: str = "00000000-1111-2222-3333-444444444444"
     instance_id: str = "55555555-6666-7777-8888-999999999999._myvm"
+    public_keys: Tuple[str, ...] = ()  # for SSH
 
 
 class Request(NamedTuple):
@@ -355,6 +356,10 @@ class SimulatedHost:
             "location": "westeurope",
             "name": self.vm.name,
             "osType": "Linux",
+            "publicKeys": [
+                {"keyData": key, "path": "/home/azureuser/.ssh/authorized_keys"}
+                for key in self.vm.public_keys
+            ],
             "vmId": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
             "vmSize": "Standard_B2s",
         }
@@ -470,7 +475,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if self.server.service == "wireserver":
             return parse_qs(url.query).get("comp", [""])[0]
-        ends = {"computerName": "computer-name", "name": "name"}
+        ends = {"computerName": "computer-name", "name": "name", "keyData": "public-key"}
         return ends.get(url.path.rpartition("/")[2], "compute")
 
     def header_dict(self) -> Dict[str, str]:
@@ -522,6 +527,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if root or not keys:
             return error(404, "Not found")
         for key in filter(None, keys[0].split("/")):
+            if isinstance(document, list):
+                document = dict(zip(map(str, range(len(document))), document))
             if not isinstance(document, dict) or key not in document:
                 return error(404, "Not found")
             document = document[key]
@@ -601,8 +608,8 @@ def main() -> None:
         epilog=(
             "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds "
             "from the start); more of one endpoint come one after the other. ENDPOINT is "
-            "goalstate, health, versions, computer-name, name (the VM's), compute (the document), "
-            "or all of wireserver or imds. KIND is a "
+            "goalstate, health, versions, computer-name, name (the VM's), public-key (for SSH), "
+            "compute (the document), or all of wireserver or imds. KIND is a "
             "status such as 503 or 503,Retry-After=5, body=TEXT, refused (of wireserver or imds), "
             "or one of: " + ", ".join(FAULTS) + "."
         ),
@@ -611,10 +618,13 @@ def main() -> None:
     parser.add_argument("--imds", type=parse_address, default="127.0.0.1:0", metavar="A:P")
     parser.add_argument("--name", default="myvm", help="the VM resource's name")
     parser.add_argument("--computer-name", metavar="NAME", help="if missing, there is none")
+    parser.add_argument(
+        "--public-key", action="append", default=[], metavar="KEY", help="for SSH (repeatable)"
+    )
     parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2019-06")
     parser.add_argument("--fault", action="append", default=[], help="misbehave (repeatable)")
     options = parser.parse_args()
-    vm = Vm(options.name, options.computer_name)
+    vm = Vm(options.name, options.computer_name, public_keys=tuple(options.public_key))
     versions = OLD_IMDS_VERSIONS if options.old_imds else IMDS_VERSIONS
     try:
         host = SimulatedHost(

@@ -15,6 +15,7 @@ from world import readme
 from world.sandbox import REPOSITORY
 
 SSH = "openssh-server"
+CURL = "curl"  # for the README's recipe that fetches SSH keys
 IMDS = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
 SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
@@ -38,7 +39,7 @@ AGENTS = "cloud-init,netplan.io,waagent"  # as in Debian's images for Azure; nev
 IMAGES = {
     "debian-11": Image("bullseye", MINIMAL, "usrmerge"),
     "debian-11-split-usr": Image("bullseye", FULL),
-    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH}"),
+    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH},{CURL}"),
     "debian-12-managers": Image("bookworm", MINIMAL, f"{KERNEL},{MANAGERS}", in_container=False),
     "debian-12-agents": Image("bookworm", FULL, f"{KERNEL},{AGENTS}", in_container=False),
     "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
