@@ -19,6 +19,12 @@ SSH_HOST_KEYS = readme.block("### 4. Generalize", 1)
 
 INITIAL_RAM_DISK = "update-initramfs -c -k all"  # which mkosi makes only for disks of its own
 
+# A first boot enables what a preset does not disable.
+NOT_ENABLED = """\
+systemctl disable azure-provisioning.service
+echo disable azure-provisioning.service >/etc/systemd/system-preset/00-azure-provisioning.preset
+"""
+
 MakeDisk = Callable[[str], Path]
 
 
@@ -61,7 +67,7 @@ def test_a_disk_from_scratch_gets_a_good_verdict(emulated: None, make_disk: Make
 def test_a_disk_on_which_the_unit_is_not_enabled_gets_a_bad_verdict(
     emulated: None, make_disk: MakeDisk
 ) -> None:
-    disk = make_disk("systemctl disable azure-provisioning.service")
+    disk = make_disk(NOT_ENABLED)
     done = try_image("--timeout=240", "--console", str(disk))
     assert (done.returncode, done.stderr) == (1, ""), done.stdout
     assert "\n  NO  Ready was not accepted in 240 s\n" in done.stdout
