@@ -586,15 +586,29 @@ def test_a_second_card_without_a_lease_does_no_harm(
     assert time.time() - start < 240, "it waits for a lease on all cards"
 
 
-# Else "cloud-init status --wait" would wait for a cloud-init that never starts here.
-NEVER_STARTED = "touch /etc/cloud/cloud-init.disabled"
+# What a cloud-init leaves that has run; here none is ever started.
+CLOUD_INIT_RAN = {
+    "run/cloud-init/status.json": '{"v1": {"stage": null, "init": {"errors": [], "finished": 1}}}',
+    "run/cloud-init/result.json": '{"v1": {"errors": []}}',
+    "var/lib/cloud/instance/id": "builder",
+    "etc/netplan/50-cloud-init.yaml": "network: {version: 2}\n",
+    "etc/fstab": "/dev/disk/cloud/azure_resource-part1 /mnt auto comment=cloudconfig 0 2\n",
+    "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 builder\n",
+}
 
 
 @pytest.mark.parametrize("release", ["debian-12-agents"])
 def test_a_virtual_machine_boots_from_which_the_agents_were_removed_as_the_guide_says(
     emulation: Emulation, root: Path, host: SimulatedHost
 ) -> None:
-    in_checkout(root, f"{NEVER_STARTED}\n{AGENTS_GO}\n{NETWORK}")
+    for name, text in CLOUD_INIT_RAN.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    in_checkout(root, f"{AGENTS_GO}\n{NETWORK}")
+    assert (root / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
+    assert (root / "etc/fstab").read_text() == ""
+    for name in ("var/lib/cloud", "etc/netplan/50-cloud-init.yaml"):
+        assert not (root / name).exists()
     for program in ("usr/bin/cloud-init", "usr/sbin/waagent"):
         assert not (root / program).exists()
     assert_it_boots_as_a_vm(emulation, root, host)

@@ -134,8 +134,10 @@ def install(root: Path) -> None:
 
 def in_checkout(root: Path, commands: str) -> None:
     """Run shell *commands* in a chroot of the disk, in the checkout's top directory."""
-    script = 'mount --bind "$1" "$2/mnt"; exec chroot "$2" sh -euxc "cd /mnt; $3"'
-    run("unshare", "--mount", "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
+    mounts = 'mount --bind "$1" "$2/mnt"; mount -t proc proc "$2/proc"'
+    script = f'{mounts}; exec chroot "$2" sh -euxc "cd /mnt; $3"'
+    apart = "unshare --mount --pid --fork --kill-child".split()  # packages look at what runs
+    run(*apart, "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
 
 
 def run(*command: str, cwd: Optional[Path] = None, pass_fds: Sequence[int] = ()) -> None:
