@@ -44,10 +44,16 @@ def pytest_report_header() -> List[str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption("--vm-power-cuts", type=int, default=2, help="the same, virtual machines")
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--images"):  # before the modules that make tests of them
+        images.select(config.getoption("--images"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -56,8 +62,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """What takes longest comes first, so that no worker is left with it at the end."""
-    items.sort(key=lambda item: not {"emulation", "emulated"} & set(item.fixturenames))  # type: ignore[attr-defined]
+    """Have two workers begin with the virtual machines: as many as there are cores in CI.
+
+    Each worker gets a block of the list; one that is done takes over from another.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow: List[pytest.Item] = []
+    rest: List[pytest.Item] = []
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        (slow if {"emulation", "emulated"} & set(names) else rest).append(item)
+    first, second = slow[::2], slow[1::2]
+    fill = max(len(items) // workers - len(first), 0)
+    items[:] = first + rest[:fill] + second + rest[fill:]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

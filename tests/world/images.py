@@ -31,6 +31,7 @@ class Image(NamedTuple):
     python: str
     packages: str = ""  # besides PACKAGES
     in_container: bool = True
+    source: str = ""  # a line for apt, where it is not Debian's archive
 
 
 MANAGERS = "ifupdown,isc-dhcp-client,network-manager"  # a machine enables one of them
@@ -46,6 +47,28 @@ IMAGES = {
     # systemd 262 does not know the control groups of the old kind that a host may have.
     "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
 }
+
+
+UBUNTU = "deb [trusted=yes] http://archive.ubuntu.com/ubuntu {} main universe"
+UBUNTU_PACKAGES = f"initramfs-tools,linux-image-virtual,udev,{SSH}"
+# Only for those who name them with --images: another archive than Debian's.
+BY_HAND = {
+    f"ubuntu-{version}": Image(
+        suite, FULL, UBUNTU_PACKAGES, in_container, source=UBUNTU.format(suite)
+    )
+    for version, suite, in_container in (
+        ("22.04", "jammy", True),
+        ("24.04", "noble", True),
+        ("26.04", "resolute", False),
+    )
+}
+
+
+def select(names: str) -> None:
+    """Have only these images, by name with commas between them, be the IMAGES."""
+    known = {**IMAGES, **BY_HAND}
+    IMAGES.clear()
+    IMAGES.update({name: known[name] for name in names.split(",")})
 
 
 def build(name: str, directory: Path) -> Path:
@@ -70,6 +93,7 @@ def build(name: str, directory: Path) -> Path:
                 f"--include={PACKAGES},{image.python},{image.packages}",
                 image.suite,
                 str(root),
+                *([image.source] if image.source else []),
                 pass_fds=[lock.fileno()],  # so that another run waits even if this one is killed
             )
             stamp.write_text(recipe)
