@@ -97,8 +97,8 @@ def require_tools(*programs: str) -> None:
     require(not missing, f"not installed: {', '.join(missing)}")
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)

@@ -41,7 +41,7 @@ systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi
         python3 -I -S -c "$CONNECT" 169.254.169.254 2>&1 | tail -n 1
     }
     echo "== probe"; [ ! -e /etc/systemd/system/probe.service ] || {
-        systemctl start probe.service; cat /probe
+        systemctl start probe.service; cat /probe; python3 -I -S /probe.py
     }
 } >/witness.partial 2>/dev/null
 mv /witness.partial /witness
@@ -69,7 +69,7 @@ class Report(NamedTuple):
     stored_name: str
     journal: List[str]  # the script's lines
     platform: List[str]
-    probe: List[str]  # what a service of that name printed, if there is one
+    probe: List[str]  # what a probe printed, if there is one: as a service, and as it is
 
 
 def install_witness(root: Path) -> None:
