@@ -1,6 +1,9 @@
 """What the tests share: isolation, a simulated host, a machine, the script as a process."""
 
 import collections
+import contextlib
+import fcntl
+import itertools
 import json
 import os
 import platform
@@ -33,6 +36,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["PYTHONS"] = json.dumps({**interpreters.find(), NEWEST: NEWEST})
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
+VMS_AT_ONCE = 3  # more are no faster on two cores, and then too slow for what waits for them
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages: where it is measured, what is no matter of memory has them.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
@@ -110,14 +114,21 @@ def isolated() -> None:
 
 
 @pytest.fixture
-def emulation(isolated: None) -> Emulation:
-    """How to run a virtual machine here."""
+def emulation(isolated: None, pytestconfig: pytest.Config) -> Iterator[Emulation]:
+    """How to run a virtual machine here, when fewer than VMS_AT_ONCE tests have one."""
     emulation = EMULATIONS.get(platform.machine())
     require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
     assert emulation
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
-    return emulation
+    assert pytestconfig.cache
+    slots = pytestconfig.cache.mkdir("slots")
+    for number in itertools.cycle(range(VMS_AT_ONCE)):
+        with open(slots / str(number), "w") as slot, contextlib.suppress(BlockingIOError):
+            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield emulation
+            return
+        time.sleep(0.2)
 
 
 @pytest.fixture

@@ -68,9 +68,9 @@ def test_a_disk_on_which_the_unit_is_not_enabled_gets_a_bad_verdict(
     emulated: None, make_disk: MakeDisk
 ) -> None:
     disk = make_disk(NOT_ENABLED)
-    done = try_image("--timeout=240", "--console", str(disk))
+    done = try_image("--timeout=400", "--console", str(disk))
     assert (done.returncode, done.stderr) == (1, ""), done.stdout
-    assert "\n  NO  Ready was not accepted in 240 s\n" in done.stdout
+    assert "\n  NO  Ready was not accepted in 400 s\n" in done.stdout
     assert "likely: nothing in it asked the platform: the unit, or another agent" in done.stdout
     assert "\nVerdict: BAD" in done.stdout
     assert "Linux version" in done.stdout, "its console"
