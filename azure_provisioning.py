@@ -47,13 +47,14 @@ HEALTH_REPORT = """\
 """
 WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
 HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
+HEADERS = [b"content-length", b"transfer-encoding", b"retry-after"]  # of answers; no other counts
 # In the first api-version that has it, and in the one that the oldest hosts know.
 COMPUTER_NAME = ("/instance/compute/osProfile/computerName", "2020-07-15")
 VM_NAME = ("/instance/compute/name", "2019-06-01")
 SYSTEMD_IMDS = "/usr/lib/systemd/systemd-imds"
 ETC_HOSTNAME = "/etc/hostname"
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VISIBLE = bytes(range(33, 127))
+HEX_DIGITS = b"0123456789ABCDEFabcdef"
 
 WIRESERVER_SECONDS = 1200  # as cloud-init's; the platform waits 40 minutes
 IMDS_SECONDS = 300  # as cloud-init's
@@ -136,7 +137,7 @@ def make_host_name(name: str) -> str:
     A run of other characters becomes a hyphen: hostnamectl would drop it, and make one name of
     web1_1 and web_11.
     """
-    spaced = "".join(c if c.lower() in LETTERS + "0123456789-." else " " for c in name)
+    spaced = "".join(c if c in "-." or (c < "~" and c.isalnum()) else " " for c in name)
     labels = ("-".join(label.split()).strip("-") for label in spaced.split("."))
     host_name = ".".join(filter(None, labels))[:64].rstrip("-.")
     if not host_name:
@@ -153,34 +154,33 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
     """
     stream, code = io.BytesIO(data), b"100"
     while code == b"100":  # "Continue": the answer itself comes next
-        first = stream.readline()
-        start = stream.tell()
-        line = stream.readline()
-        while line not in (b"\r\n", b"\n"):
-            if not line.endswith(b"\n"):
-                return None
-            line = stream.readline()
-        version, _, status = first.partition(b" ")
-        code = status[:3]
+        status_line = stream.readline()
+        version, _, status = status_line.partition(b" ")
+        headers: Dict[bytes, Set[bytes]] = {name: set() for name in HEADERS}
+        malformed = False
+        for line in stream:
+            if line in (b"\r\n", b"\n"):
+                break
+            name, colon, value = line.partition(b":")
+            malformed |= not (colon and name) or bool(name.strip(VISIBLE)) or b"\r" in line[:-2]
+            headers.get(name.lower(), set()).add(value.strip(b" \t\r\n").lower())
+        else:
+            return None
+        code, after = status[:3], status[3:]
         is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and code.isdigit()
-        if not is_http or status[3:4] not in b" \r\n" or b"\r" in status[:-2]:
-            raise ValueError(f"the answer is no HTTP: {first[:80]!a}")
-    headers, data = data[start : stream.tell() - len(line)], stream.read()
-    text = status.decode("latin-1").rstrip()
+        if not is_http or after[:1] not in b" \r\n" or b"\r" in after[:-2]:
+            raise ValueError(f"the answer is no HTTP: {status_line[:80]!a}")
+    text, data = status.decode("latin-1").rstrip(), stream.read()
+    lengths, codings, delays = (headers[name] for name in HEADERS)
+    length, delay = b",".join(lengths), b",".join(delays)  # several are no number
     if not code.startswith(b"2"):
-        after = b",".join(header_values(headers, b"retry-after:"))
-        can_wait = code in (b"429", b"503") and after.isdigit()
-        delay = min(max(float(after), RETRY_SECONDS), 60) if can_wait else RETRY_SECONDS
-        raise Failure(f"the answer is {text}", absent=code in (b"400", b"404"), delay=delay)
+        can_wait = code in (b"429", b"503") and delay.isdigit()
+        seconds = min(max(float(delay), RETRY_SECONDS), 60) if can_wait else RETRY_SECONDS
+        raise Failure(f"the answer is {text}", absent=code in (b"400", b"404"), delay=seconds)
     if to_report or code == b"204":
         return Answer(text, b"", is_whole=True)
-    for line in io.BytesIO(headers):
-        name, colon, _ = line.partition(b":")
-        if not colon or not name or name.strip(VISIBLE) or b"\r" in line[:-2]:
-            raise ValueError("the answer has a malformed header")
-    lengths = header_values(headers, b"content-length:")
-    length = b",".join(lengths)  # several are no number
-    codings = header_values(headers, b"transfer-encoding:")
+    if malformed:
+        raise ValueError("the answer has a malformed header")
     body: Optional[bytes]
     if not lengths and not codings:
         body = data if ended else None
@@ -193,31 +193,22 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
     return None if body is None else Answer(text, body, is_whole=bool(lengths or codings))
 
 
-def header_values(headers: bytes, name: bytes) -> "Set[bytes]":
-    """Return, in small letters, all that the header *name*, which ends with a colon, says."""
-    values = (line[len(name) :] for line in io.BytesIO(headers) if line.lower().startswith(name))
-    return {value.strip(b" \t\r\n").lower() for value in values}
-
-
 def join_chunks(data: bytes) -> "Optional[bytes]":
     """Return the body that *data* has in chunks (RFC 9112, 7.1), or None if some is missing."""
-    body, end = bytearray(), 0
-    while True:
-        start = data.find(b"\r\n", end) + 2
-        if start < 2:
+    stream, body = io.BytesIO(data), bytearray()
+    for line in stream:
+        digits = line[:-2].partition(b";")[0].rstrip(b" \t")
+        if not line.endswith(b"\n"):
             return None
-        line = data[end : start - 2]
-        digits = line.partition(b";")[0].rstrip(b" \t")
-        if not 0 < len(digits) < 9 or digits.strip(b"0123456789ABCDEFabcdef") or b"\n" in line:
+        if not 0 < len(digits) < 9 or digits.strip(HEX_DIGITS) or not line.endswith(b"\r\n"):
             raise ValueError("the answer has a malformed chunk")
-        end = start + int(digits, 16)
-        if end == start:  # the last one; trailers may follow, and then an empty line
-            rest = data[start - 1 :]
-            return bytes(body) if b"\n\r\n" in rest or b"\n\n" in rest else None
-        if not b"\r\n".startswith(data[end : end + 2]):
+        size = int(digits, 16)
+        if size == 0:  # trailers may follow, and then an empty line
+            return bytes(body) if {b"\r\n", b"\n"}.intersection(stream) else None
+        body += stream.read(size)
+        if not b"\r\n".startswith(stream.read(2)):
             raise ValueError("the answer has a malformed chunk")
-        body += data[start:end]
-        end += 2
+    return None
 
 
 def say(line: str, remark: str = "", error: bool = False) -> None:
@@ -291,11 +282,13 @@ def run(command: "List[str]", deadline: float) -> bytes:
     """Run a program and return what it prints, 4 KiB at most; a Failure has it where it fails."""
     import signal  # not needed before Ready; subprocess would be four times as slow
 
+    seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it
+            signal.setitimer(signal.ITIMER_REAL, seconds)  # stays in force, and ends the program
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(writer, 1)
             os.dup2(writer, 2)
@@ -306,11 +299,7 @@ def run(command: "List[str]", deadline: float) -> bytes:
             os._exit(127)
     os.close(writer)
     os.set_blocking(reader, False)  # what the program leaves behind may keep the other end open
-    seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     _, status = os.waitpid(child, 0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
     with open(reader, "rb", 0) as output:
         printed = output.read(4096) or b""
     if status:
@@ -484,6 +473,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os._exit(
-        main()
-    )  # all is done, and printed; to leave Python's way would take as long as to name
+    os._exit(main())  # all is printed; Python's own way out takes as long as setting the name

@@ -21,7 +21,7 @@ WORKERS = 3  # most of the time is waiting
 CONFIG = """\
 [cosmic-ray]
 module-path = "azure_provisioning.py"
-timeout = 600
+timeout = 1500
 test-command = "sh check.sh"
 [cosmic-ray.distributor]
 name = "local"
@@ -36,14 +36,14 @@ line=$(diff original.py azure_provisioning.py | sed -n '1s/[^0-9].*//p')
 function=$(sed -n "1,${{line:-1}}s/^def \\([a-z_]*\\).*/\\1/p" original.py | tail -n 1)
 case $function in
     parse_goal_state | build_health_report | parse_name | make_host_name) first=parsing ;;
-    parse_answer | header_value | join_chunks) first=answers ;;
+    parse_answer | join_chunks) first=answers ;;
     parse_arguments | main) first=command_line ;;
     fetch_name | run | *_host_name | write_etc_hostname) first=host_name ;;
     *) first=pauses ;;
 esac
-test 90 $pytest -n0 -k 'not http_client and not hangs' tests/suite/test_$first.py &&
-test 200 $pytest -n6 -k 'not boots and not faults and not walks and not memory' &&
-test 400 $pytest -n6 --walks=40 -k 'faults or walks or memory'
+test 200 $pytest -n0 -k 'not http_client and not hangs' tests/suite/test_$first.py &&
+test 400 $pytest -n6 -k 'not boots and not faults and not walks and not memory' &&
+test 800 $pytest -n6 --walks=40 -k 'faults or walks or memory'
 """
 
 
