@@ -12,6 +12,7 @@ import pytest
 from conftest import require, require_tools
 from world import readme, sandbox
 from world.host import Fault, SimulatedHost, Vm, body_fault, changed_body
+from world.images import ASSET_TAG, DMI
 from world.network import PLATFORM_ENDPOINTS, new_network
 
 BLOCKS = readme.blocks()
@@ -87,8 +88,8 @@ mount -o remount,bind,ro / || [ -z "$ROOT" ]
 PATH="$SCRATCH/bin" exec "$1" "$SCRATCH/pasted"
 """
 PROGRAMS = {
-    *("apt-get", "az", "azure-ssh-key", "cat", "chmod", "cloud-init", "find", "rm", "sed", "sleep"),
-    *("systemctl", "truncate"),
+    *("apt-get", "az", "azure-ssh-key", "cat", "chmod", "cloud-init", "find", "grep", "rm", "sed"),
+    *("sleep", "systemctl", "truncate"),
 }
 REMOVES = re.compile(
     r"^(rm|apt-get purge|find|az vm (deallocate|generalize)|az group delete) |^: >"
@@ -158,6 +159,14 @@ def test_what_removes_something_stops_at_its_first_error() -> None:
     one_command = [block for block in REMOVING if len(block.text.splitlines()) == 1]
     assert [block for block in REMOVING if block not in [*STOPPING, *one_command]] == []
     assert len(REMOVING) >= 6
+
+
+def test_what_removes_something_in_the_vm_first_makes_sure_that_it_is_on_azure() -> None:
+    guard = f"set -e\ngrep {ASSET_TAG} {DMI}/chassis_asset_tag "
+    in_vm = [block for block in REMOVING if "az " not in block.text]
+    assert len(in_vm) == 3
+    for block in in_vm:
+        assert re.match(f"(unset HISTFILE\n)?\\(\n{guard}", block.text)
 
 
 @pytest.mark.parametrize("program", ["bash", "sh"])
