@@ -37,7 +37,7 @@ class Image(NamedTuple):
 
 MANAGERS = "ifupdown,isc-dhcp-client,network-manager"  # a machine enables one of them
 AGENTS = "cloud-init,netplan.io,waagent"  # as in Debian's images for Azure; never started
-# Keep the README's table of what boots in step with this.
+# Keep the table of what boots in tests/README.md in step with this.
 IMAGES = {
     "debian-11": Image("bullseye", MINIMAL, "usrmerge"),
     "debian-11-split-usr": Image("bullseye", FULL),
