@@ -210,8 +210,15 @@ def test_the_agents_are_removed_also_when_cloud_init_ended_with_warnings(
     assert last_words(block) in paste(warned, tmp_path, "bash").out
 
 
+def test_what_an_image_from_scratch_leaves_out_of_the_blocks_is_one_line_of_each() -> None:
+    host_keys = readme.block("### 4. Generalize", 1).splitlines()
+    assert len([line for line in host_keys if line.startswith("grep ")]) == 1
+    assert readme.block("### How do I get in?").splitlines().count(GET_KEY) == 1
+
+
 # ---- The SSH key from IMDS
 
+GET_KEY = "/usr/local/sbin/azure-ssh-key"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBvkvG7hEr4nWl2g/iKw9/uXN1WvRb5TylHIbawTbkyu me@home"
 OLD_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIWnYJkdh1bv2NYQK3kYS552CnB3c0CCLi1eE5plHM+Z old"
 
