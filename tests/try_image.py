@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
-from world.boot import ASSET_TAG, TAP, dhcp, start
+from world.boot import TAP, dhcp, start
 from world.host import Request, SimulatedHost, Vm, arm
-from world.images import run
+from world.images import ASSET_TAG, run
 from world.network import PLATFORM_ENDPOINTS, isolate
 
 READY_SECONDS = 1200  # as long as the unit tries

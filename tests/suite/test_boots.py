@@ -20,7 +20,6 @@ from azure_provisioning import PATIENCE_SECONDS
 from conftest import require_tools, wait_until
 from world import readme
 from world.boot import (
-    ASSET_TAG,
     VM_SECONDS,
     Emulation,
     Report,
@@ -35,6 +34,7 @@ from world.boot import (
 )
 from world.host import OLD_IMDS_VERSIONS, Request, SimulatedHost, Vm
 from world.images import (
+    ASSET_TAG,
     CURL,
     IMAGES,
     IMDS,

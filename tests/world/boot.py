@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple
 
-from world.images import run
+from world.images import ASSET_TAG, run
 
 CONTAINER_SECONDS, VM_SECONDS = 200, 600  # for a boot, on a busy machine
 
@@ -197,7 +197,6 @@ EMULATIONS = {
 # Without norandmaps each process has its code at other addresses, and QEMU translates it anew: a
 # boot takes a third longer.
 KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps"
-ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"  # Azure's
 TAP, GATEWAY = "tap0", "10.0.0.1"
 SECOND_CARD = (
     "-netdev hubport,id=none,hubid=0 -device virtio-net-pci,netdev=none".split()
