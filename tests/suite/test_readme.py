@@ -82,6 +82,7 @@ STAND_IN = """\
 echo "${0##*/} $*" >>"$SCRATCH/calls"
 number=$(/usr/bin/wc -l <"$SCRATCH/calls")
 [ "$number" -ne "$(/bin/cat "$SCRATCH/fail")" ] || exit 1
+case "$*" in *properties.state*) echo Registered ;; esac
 """
 # All but the scratch directory is read-only, whatever a block may do.
 PASTE = """\
@@ -94,7 +95,7 @@ PATH="$SCRATCH/bin" exec "$1" "$SCRATCH/pasted"
 """
 PROGRAMS = {
     *("apt-get", "az", "azure-ssh-key", "cat", "chmod", "cloud-init", "find", "grep", "rm", "sed"),
-    *("systemctl", "truncate"),
+    *("sleep", "systemctl", "truncate"),
 }
 REMOVES = re.compile(
     r"^(rm|apt-get purge|find|az vm (deallocate|generalize)|az group delete) |^: >"
@@ -208,6 +209,14 @@ def test_the_agents_are_removed_also_when_cloud_init_ended_with_warnings(
     block = next(one for one in FAILING if "cloud-init status" in one.text)
     warned = block._replace(text=f"cloud-init() {{ return 2; }}\n{block.text}")
     assert last_words(block) in paste(warned, tmp_path, "bash").out
+
+
+def test_a_registration_that_is_not_granted_does_not_count(isolated: None, tmp_path: Path) -> None:
+    require_tools("unshare")
+    block = next(one for one in FAILING if "az feature register" in one.text)
+    pending = "az() { case $* in *state*) echo Pending;; esac; }\n"
+    refused = block._replace(text=pending + block.text)
+    assert last_words(block) not in paste(refused, tmp_path, "bash").out
 
 
 def test_what_an_image_from_scratch_leaves_out_of_the_blocks_is_one_line_of_each() -> None:
