@@ -10,6 +10,7 @@ from typing import List, Tuple
 
 import pytest
 
+import azure_provisioning
 from conftest import Run
 from world import sandbox
 from world.clock import Run as OnOurClock
@@ -60,6 +61,11 @@ def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(
     result = run("--timeout=2")
     assert result.status == 0
     assert result.seconds < 2 + SLACK
+
+
+def test_of_what_a_program_prints_4_kib_are_read() -> None:
+    print_more = ["head", "--bytes=9999", "/dev/zero"]
+    assert azure_provisioning.run(print_more, time.monotonic() + 9) == b"\0" * 4096
 
 
 def test_hostnamectl_reads_nothing(command: List[str], machine: Machine) -> None:
