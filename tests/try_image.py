@@ -45,6 +45,7 @@ class Arch(NamedTuple):
     program: str
     package: str
     machine: str
+    cpu: str  # without KVM; QEMU's own default for pointer authentication is slow
     uefi: str  # its code, and its variables; and where they come from
     variables: str
     uefi_package: str
@@ -52,11 +53,11 @@ class Arch(NamedTuple):
 
 ARCHS = {
     "x86_64": Arch(
-        *("qemu-system-x86_64", "qemu-system-x86", "q35"),
+        *("qemu-system-x86_64", "qemu-system-x86", "q35", "max"),
         *("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
     ),
     "aarch64": Arch(
-        *("qemu-system-aarch64", "qemu-system-arm", "virt"),
+        *("qemu-system-aarch64", "qemu-system-arm", "virt", "max,pauth-impdef=on"),
         *("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd", "qemu-efi-aarch64"),
     ),
 }
@@ -179,7 +180,7 @@ def qemu(machine: Machine, monitor: Path) -> List[str]:
         ]
     return [
         *f"{arch.program} -M {arch.machine} -smp 2 -m 1024 -nodefaults -display none".split(),
-        *("-accel kvm -cpu host" if machine.kvm else "-accel tcg -cpu max").split(),
+        *("-accel kvm -cpu host" if machine.kvm else f"-accel tcg -cpu {arch.cpu}").split(),
         *("-serial", "stdio", "-monitor", f"unix:{monitor},server,nowait"),
         *firmware,
         *("-drive", f"file={machine.disk},format=qcow2,if=virtio,cache=unsafe"),
@@ -464,6 +465,8 @@ def prepare(options: argparse.Namespace, directory: Path) -> Tuple[bool, bool]:
     remarks = remarks_on_vhd(options.image) if options.format == "vpc" else []
     esp = has_esp(options.image, options.format, directory)
     uefi = options.firmware == "uefi" or (options.firmware is None and esp)
+    if not uefi and options.arch != "x86_64":
+        raise ValueError(f"{options.arch} has no BIOS: its disks need an EFI system partition")
     kvm = kvm_works(options.arch, directory)
     what = "an EFI system partition" if esp else "no EFI system partition"
     firmware = "UEFI" if uefi else "BIOS"

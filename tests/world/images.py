@@ -18,6 +18,7 @@ SSH = "openssh-server"
 CURL = "curl"  # for the README's recipe that fetches SSH keys
 IMDS = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
+ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
 SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
 PACKAGES = "dbus,systemd,systemd-sysv"
 LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
@@ -62,6 +63,8 @@ BY_HAND = {
         ("26.04", "resolute", False),
     )
 }
+ARM64 = "-arm64"  # ends the names of these; elsewhere they need arch-test and qemu-user-static
+BY_HAND["debian-13-arm64"] = Image("trixie", FULL, f"{ARM64_KERNEL},{SSH}", in_container=False)
 
 
 def select(names: str) -> None:
@@ -91,6 +94,7 @@ def build(name: str, directory: Path) -> Path:
                 "--dpkgopt=force-unsafe-io",
                 *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
                 f"--include={PACKAGES},{image.python},{image.packages}",
+                *(["--architectures=arm64"] if name.endswith(ARM64) else []),
                 image.suite,
                 str(root),
                 *([image.source] if image.source else []),
