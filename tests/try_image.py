@@ -24,6 +24,7 @@ from world.network import PLATFORM_ENDPOINTS, isolate
 
 READY_SECONDS = 1200  # as long as the unit tries
 SETTLE_SECONDS = 10  # after Ready, for a second report and a host name
+SSH_SECONDS = 300  # for an SSH server that is there, and may first make keys
 OFF_SECONDS = 90  # from the power button to the end
 EMULATED = 2  # times as much without KVM
 
@@ -44,6 +45,7 @@ class Arch(NamedTuple):
     program: str
     package: str
     machine: str
+    cpu: str  # without KVM; QEMU's own default for pointer authentication is slow
     uefi: str  # its code, and its variables; and where they come from
     variables: str
     uefi_package: str
@@ -51,11 +53,11 @@ class Arch(NamedTuple):
 
 ARCHS = {
     "x86_64": Arch(
-        *("qemu-system-x86_64", "qemu-system-x86", "q35"),
+        *("qemu-system-x86_64", "qemu-system-x86", "q35", "max"),
         *("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
     ),
     "aarch64": Arch(
-        *("qemu-system-aarch64", "qemu-system-arm", "virt"),
+        *("qemu-system-aarch64", "qemu-system-arm", "virt", "max,pauth-impdef=on"),
         *("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd", "qemu-efi-aarch64"),
     ),
 }
@@ -178,7 +180,7 @@ def qemu(machine: Machine, monitor: Path) -> List[str]:
         ]
     return [
         *f"{arch.program} -M {arch.machine} -smp 2 -m 1024 -nodefaults -display none".split(),
-        *("-accel kvm -cpu host" if machine.kvm else "-accel tcg -cpu max").split(),
+        *("-accel kvm -cpu host" if machine.kvm else f"-accel tcg -cpu {arch.cpu}").split(),
         *("-serial", "stdio", "-monitor", f"unix:{monitor},server,nowait"),
         *firmware,
         *("-drive", f"file={machine.disk},format=qcow2,if=virtio,cache=unsafe"),
@@ -323,8 +325,10 @@ def judge(
         promises.append(Promise(right, text if right else f"{text}, not as {name}"))
     else:
         promises.append(Promise(None, "the second lease was asked for without a host name"))
-    if len(keys) < 2 or not all(keys):
+    if not keys[0]:
         promises.append(Promise(None, "no SSH server"))
+    elif not keys[1]:
+        promises.append(Promise(None, "another machine of this image had no SSH server in time"))
     elif set(keys[0]) & set(keys[1]):
         promises.append(Promise(False, "two machines of this image share SSH host keys"))
     else:
@@ -379,10 +383,12 @@ def new_machine(trial: Trial, number: int) -> Machine:
     return Machine(trial.arch, trial.kvm, trial.uefi, disk, variables, trial.console, number)
 
 
-def boot(trial: Trial, machine: Machine, first: bool, quiet: float, keys: List[str]) -> Boot:
+def boot(
+    trial: Trial, machine: Machine, first: bool, quiet: float, keys: List[str], patience: float = 0
+) -> Boot:
     """Boot, watch until *quiet* seconds after Ready or, if not *first*, the lease; then switch off.
 
-    Before that fetch the SSH host *keys*.
+    Before that fetch the SSH host *keys*, with some *patience*.
     """
     host = trial.host
     host.requests.clear()
@@ -405,7 +411,7 @@ def boot(trial: Trial, machine: Machine, first: bool, quiet: float, keys: List[s
             time.sleep(0.2)
         ended = process.poll() is not None
         if not ended and (ready is not None or not first):
-            keys += ssh_host_keys(watch.address, 2 * quiet)
+            keys += ssh_host_keys(watch.address, patience or 2 * quiet)
         watch.look()
         seconds = time.time() - watch.start
         if watch.lease is not None:  # else it may not even have booted
@@ -429,7 +435,7 @@ def try_image(trial: Trial) -> bool:
         second = boot(trial, machine, False, quiet, keys[0])
     if keys[0]:
         print("First boot of another machine")
-        boot(trial, new_machine(trial, 2), True, settle, keys[1])
+        boot(trial, new_machine(trial, 2), True, settle, keys[1], SSH_SECONDS * trial.pace)
     promises = judge(first, accepted, second, "tried-1", keys)
     reasons = likely_reasons(first) if first.ready is None else []
     return print_verdict(promises, reasons, trial.console)
@@ -459,6 +465,8 @@ def prepare(options: argparse.Namespace, directory: Path) -> Tuple[bool, bool]:
     remarks = remarks_on_vhd(options.image) if options.format == "vpc" else []
     esp = has_esp(options.image, options.format, directory)
     uefi = options.firmware == "uefi" or (options.firmware is None and esp)
+    if not uefi and options.arch != "x86_64":
+        raise ValueError(f"{options.arch} has no BIOS: its disks need an EFI system partition")
     kvm = kvm_works(options.arch, directory)
     what = "an EFI system partition" if esp else "no EFI system partition"
     firmware = "UEFI" if uefi else "BIOS"

@@ -145,6 +145,7 @@ def image(release: str, isolated: None, pytestconfig: pytest.Config) -> Path:
 def built_image(name: str, config: pytest.Config) -> Path:
     require(os.environ["ROOT"], "only root can build and boot a root file system")
     require_tools("mmdebstrap", "mount", "nsenter", "setpriv", "unshare")
+    require(name in images.IMAGES, f"{name} is not among --images")
     assert config.cache
     return images.build(name, config.cache.mkdir("images"))
 

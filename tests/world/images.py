@@ -18,6 +18,7 @@ SSH = "openssh-server"
 CURL = "curl"  # for the README's recipe that fetches SSH keys
 IMDS = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
+ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
 SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
 PACKAGES = "dbus,systemd,systemd-sysv"
 DMI, ASSET_TAG = "/sys/class/dmi/id", "7783-7084-3265-9085-8269-3286-77"  # Azure's
@@ -52,6 +53,7 @@ IMAGES = {
 
 UBUNTU = "deb [trusted=yes] http://archive.ubuntu.com/ubuntu {} main universe"
 UBUNTU_PACKAGES = f"initramfs-tools,linux-image-virtual,udev,{SSH}"
+SELINUX = "auditd,policycoreutils,selinux-basics,selinux-policy-default"
 # Only for those who name them with --images: another archive than Debian's.
 BY_HAND = {
     f"ubuntu-{version}": Image(
@@ -63,6 +65,9 @@ BY_HAND = {
         ("26.04", "resolute", False),
     )
 }
+BY_HAND["debian-13-selinux"] = Image("trixie", FULL, f"{KERNEL},{SELINUX}", in_container=False)
+ARM64 = "-arm64"  # ends the names of these; elsewhere they need arch-test and qemu-user-static
+BY_HAND["debian-13-arm64"] = Image("trixie", FULL, f"{ARM64_KERNEL},{SSH}", in_container=False)
 
 
 def select(names: str) -> None:
@@ -92,6 +97,7 @@ def build(name: str, directory: Path) -> Path:
                 "--dpkgopt=force-unsafe-io",
                 *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
                 f"--include={PACKAGES},{image.python},{image.packages}",
+                *(["--architectures=arm64"] if name.endswith(ARM64) else []),
                 image.suite,
                 str(root),
                 *([image.source] if image.source else []),
@@ -165,6 +171,14 @@ def in_checkout(root: Path, commands: str) -> None:
     script = f'{mounts}; {tag}; exec chroot "$2" sh -euxc "cd /mnt; $3"'
     apart = "unshare --mount --pid --fork --kill-child".split()  # packages look at what runs
     run(*apart, "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
+
+
+def label(root: Path, copy: Path) -> None:
+    """Make *copy* one of the disk, with the labels of its SELinux policy; an overlay takes none."""
+    copy.parent.mkdir(parents=True)
+    run("cp", "-a", str(root), str(copy))
+    contexts = "/etc/selinux/default/contexts/files/file_contexts"
+    run("chroot", str(copy), "setfiles", "-m", "-F", contexts, "/")
 
 
 def run(*command: str, cwd: Optional[Path] = None, pass_fds: Sequence[int] = ()) -> None:
