@@ -645,6 +645,7 @@ def test_after_a_power_cut_that_loses_what_was_not_written_the_next_boot_puts_it
     host: SimulatedHost,
     record_property: Callable[..., None],
 ) -> None:
+    require_tools("qemu-img")
     in_checkout(root, NETWORK)
     console, recovered = root.parent / "console", root.parent / "recovered"
     cuts: List[Tuple[int, int, Path]] = []
