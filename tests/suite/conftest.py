@@ -50,7 +50,9 @@ def pytest_report_header() -> List[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
-    parser.addoption("--vm-power-cuts", type=int, default=2, help="the same, virtual machines")
+    parser.addoption(
+        "--vm-power-cuts", type=int, default=10, help="of virtual machines, ten of a boot"
+    )
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
 

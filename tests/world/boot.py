@@ -4,8 +4,10 @@ Both run in the caller's network, which must be one of its own; see network.new_
 """
 
 import contextlib
+import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -244,15 +246,53 @@ def boot_vm(
     return parse_report(text)
 
 
-def cut_vm_power(emulation: Emulation, disk: Path, boot: Path, moment: Callable[[], None]) -> None:
-    """Boot the disk; kill QEMU when *moment* returns: what the guest has not written is lost."""
-    with running_vm(emulation, disk, boot):
-        moment()
+# To show a missing fsync: the journal is written every second, data every minute, and not at once,
+# as ext4 does by default, where a file takes the place of another one.
+LOSSY = "rootflags=noauto_da_alloc,commit=1 sysctl.vm.dirty_writeback_centisecs=6000"
+
+
+@contextlib.contextmanager
+def losing_power(emulation: Emulation, disk: Path, boot: Path) -> Iterator[Callable[[], Path]]:
+    """Boot the disk; a call returns what would be left of it if QEMU was killed at that moment.
+
+    Lost is what the guest has not written, and what it has not flushed: until then only QEMU itself
+    knows where in its layer the data is. The witness is away: it would flush, and power off.
+    """
+    layer = disk.with_suffix(".qcow2")
+    options = "-q -f qcow2 -o cluster_size=4k -F raw -b".split()
+    run("qemu-img", "create", *options, str(disk), str(layer))
+    numbers = itertools.count()
+    append = f"{LOSSY} systemd.mask=witness.service"
+    with running_vm(emulation, layer, boot, append, disk_format="qcow2") as process:
+
+        def cut() -> Path:
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            left = shutil.copyfile(layer, f"{layer}.{next(numbers)}")
+            process.send_signal(signal.SIGCONT)
+            return Path(left)
+
+        yield cut
+
+
+def recover(layer: Path, root: Path) -> None:
+    """Replay the file system's journal, and have its content in the new directory *root*."""
+    disk = root.with_suffix(".recovered")
+    run("qemu-img", "convert", "-O", "raw", str(layer), str(disk))
+    run("sh", "-euc", 'e2fsck -p "$1" || [ $? -eq 1 ]', "sh", str(disk))  # 1: it was put right
+    root.mkdir()
+    run("debugfs", "-R", f"rdump / {root}", str(disk))
+    disk.unlink()
 
 
 @contextlib.contextmanager
 def running_vm(
-    emulation: Emulation, disk: Path, boot: Path, append: str = "", cards: int = 1
+    emulation: Emulation,
+    disk: Path,
+    boot: Path,
+    append: str = "",
+    cards: int = 1,
+    disk_format: str = "raw",
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a virtual machine from the disk; kill it, if it still runs, at the end."""
     (kernel,), (initrd,) = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
@@ -261,7 +301,7 @@ def running_vm(
         *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
         f"{KERNEL_OPTIONS} console={emulation.console} {append}",
-        *("-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"),
+        *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
         *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
         *"-device virtio-net-pci,netdev=net".split(),
         *(() if cards == 1 else SECOND_CARD),
