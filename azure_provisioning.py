@@ -104,7 +104,7 @@ def parse_goal_state(body: bytes) -> GoalState:
         parser.Parse(body, True)
         values = []
         for element_path in GOAL_STATE_VALUES:
-            element = path[0]
+            (element,) = path
             for name in element_path.split("/"):
                 element = element.get(name, {})
             values.append("".join(element.get("", [])).strip())
@@ -233,7 +233,7 @@ def tell(line: str, remark: str = "", error: bool = False) -> None:
     line, now, lines = line[:400], time.monotonic(), told[bool(remark)]
     lines[:] = [(when, old) for when, old in lines if now - when < 60]
     known = [old for _, old in (lines[-1:] if remark else lines)]
-    if line not in known and len(lines) < 10:
+    if line not in known and not lines[9:]:
         lines.append((now, line))
         say(line, remark, error)
 
@@ -259,7 +259,7 @@ def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"
             pass  # a host may answer, and close, before it has read the request
         while True:
             connection.settimeout(seconds_to(deadline))
-            received = connection.recv(ANSWER_MAX + 1 - len(data))
+            received = connection.recv(ANSWER_MAX)
             data += received
             if len(data) > ANSWER_MAX:
                 raise ValueError("the answer is longer than 256 KiB")
@@ -300,7 +300,7 @@ def run(command: "List[str]", deadline: float) -> bytes:
     os.close(writer)
     os.set_blocking(reader, False)  # what the program leaves behind may keep the other end open
     _, status = os.waitpid(child, 0)
-    with open(reader, "rb", 0) as output:
+    with open(reader, "rb") as output:
         printed = output.read(4096) or b""
     if status:
         reason = printed.decode("utf-8", "replace").strip()
@@ -450,7 +450,7 @@ def parse_arguments(arguments: "List[str]") -> Options:
                         f"{option} takes more than 0, at most 86400 seconds, not {text!a}"
                     )
                 options = options._replace(timeout=float(text))
-            elif url and 0 < int(url.group(2) or 80) < 65536:
+            elif url and 0 < int(url.group(2) or "80") < 65536:
                 options = options._replace(**{option[2:]: url.group(1)})
             else:
                 raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")

@@ -692,6 +692,18 @@ def test_no_other_status_line_is_an_acceptance(line: str, to_report: bool) -> No
                 parse(before + line.encode() + after, ended=True, to_report=to_report)
 
 
+def test_of_what_is_no_http_the_first_80_bytes_are_shown() -> None:
+    with pytest.raises(ValueError, match="the answer is no HTTP") as raised:
+        parse(b"x" * 100 + b"\r\n\r\n")
+    assert str(raised.value).endswith(" " + ascii(b"x" * 80))
+
+
+@pytest.mark.parametrize("header", ["A: b\rc", "A: \rb", "A: b\r", "A:\r"])
+def test_a_bare_cr_in_a_header_is_refused_wherever_it_is(header: str) -> None:
+    with pytest.raises(ValueError, match="malformed header"):
+        parse(answer(header, "Content-Length: 0"))
+
+
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
 @pytest.mark.parametrize(
     "rest, status",

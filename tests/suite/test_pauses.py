@@ -271,6 +271,14 @@ def test_what_was_told_is_not_remembered_for_ever(clock: StoppedClock) -> None:
     assert sum(map(len, azure_provisioning.told.values())) <= 20
 
 
+def test_lines_are_told_apart_by_their_first_400_characters(
+    clock: StoppedClock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for line in ("x" * 400 + "a", "x" * 400 + "b", "x" * 399 + "a"):
+        azure_provisioning.tell(line)
+    assert capfd.readouterr().out.splitlines() == ["x" * 400, "x" * 399 + "a"]
+
+
 # ---- What would show only at a power cut, or in another order
 
 
@@ -295,6 +303,15 @@ def test_the_new_name_is_on_disk_before_it_takes_the_old_ones_place(
 
 
 # ---- What is printed, and when
+
+
+def test_of_what_came_instead_the_first_80_bytes_are_printed(host: SimulatedHost, run: Run) -> None:
+    host.misbehave("goalstate", raw_fault(b"x" * 100), times=1)
+    host.misbehave("computer-name", f"body=<{'x' * 100}", times=1)
+    assert [line.partition("; ")[0] for line in run().err] == [
+        f"Goal state failed: the answer is cut short: {b'x' * 80!a}",
+        f"Computer name failed: the answer is no name: {'<' + 'x' * 79!a}",
+    ]
 
 
 def test_a_failure_that_lasts_is_printed_every_minute(host: SimulatedHost, run: Run) -> None:
