@@ -200,10 +200,11 @@ def join_chunks(data: bytes) -> "Optional[bytes]":
         digits = line[:-2].partition(b";")[0].rstrip(b" \t")
         if not line.endswith(b"\n"):
             return None
-        if not 0 < len(digits) < 9 or digits.strip(HEX_DIGITS) or not line.endswith(b"\r\n"):
+        is_size = digits and len(digits) < 9 and not digits.strip(HEX_DIGITS)
+        if not is_size or not line.endswith(b"\r\n"):
             raise ValueError("the answer has a malformed chunk")
         size = int(digits, 16)
-        if size == 0:  # trailers may follow, and then an empty line
+        if not size:  # trailers may follow, and then an empty line
             return bytes(body) if {b"\r\n", b"\n"}.intersection(stream) else None
         body += stream.read(size)
         if not b"\r\n".startswith(stream.read(2)):
@@ -285,7 +286,7 @@ def run(command: "List[str]", deadline: float) -> bytes:
     seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
     reader, writer = os.pipe()
     child = os.fork()
-    if child == 0:
+    if not child:
         try:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it
             signal.setitimer(signal.ITIMER_REAL, seconds)  # stays in force, and ends the program
@@ -450,7 +451,7 @@ def parse_arguments(arguments: "List[str]") -> Options:
                         f"{option} takes more than 0, at most 86400 seconds, not {text!a}"
                     )
                 options = options._replace(timeout=float(text))
-            elif url and 0 < int(url.group(2) or "80") < 65536:
+            elif url and int(url.group(2) or "80") in range(1, 65536):
                 options = options._replace(**{option[2:]: url.group(1)})
             else:
                 raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")
