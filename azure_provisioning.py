@@ -21,7 +21,7 @@ Exit status:
   3    Ready was accepted, the host name is not set
   130  interrupted
 """  # assigned: -OO would leave out a docstring
-__version__ = "0.2.0"
+__version__ = "1.0.0"
 
 import collections
 import io
