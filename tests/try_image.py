@@ -277,8 +277,22 @@ def ssh_host_keys(address: str, seconds: float) -> List[str]:
 # ---- The verdict
 
 
-def likely_reasons(boot: Boot) -> List[str]:
+# What a console may have, and what that means.
+CONSOLE_SAYS = {
+    "Press any key to proceed": "systemd-firstboot waits for a key: mask that service",
+    "Kernel panic": "its kernel panicked; without KVM it may be QEMU: try --cpu=max,-cx16",
+}
+
+
+def likely_reasons(boot: Boot, console: str) -> List[str]:
     """Say why Ready may be missing, as the README's table of symptoms does."""
+    said = [reason for words, reason in CONSOLE_SAYS.items() if words in console]
+    failures = re.findall("(?:Goal state|Health report) failed: [ -~]*", console)
+    return said or [*likely_reasons_outside(boot), *failures[-1:]]
+
+
+def likely_reasons_outside(boot: Boot) -> List[str]:
+    """Say why by what the platform saw."""
     targets = [request.target for request in boot.requests]
     reports = [request for request in boot.requests if request.method == "POST"]
     if boot.ended:
@@ -439,7 +453,8 @@ def try_image(trial: Trial) -> bool:
         print("First boot of another machine")
         boot(trial, new_machine(trial, 2), True, settle, keys[1], SSH_SECONDS * trial.pace)
     promises = judge(first, accepted, second, "tried-1", keys)
-    reasons = likely_reasons(first) if first.ready is None else []
+    console = trial.console.read_text(errors="replace")
+    reasons = likely_reasons(first, console) if first.ready is None else []
     return print_verdict(promises, reasons, trial.console)
 
 
@@ -450,6 +465,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="raw, qcow2, VHD or VHDX")
     parser.add_argument("--arch", choices=ARCHS, default=platform.machine())
     parser.add_argument("--firmware", choices=["uefi", "bios"], help="else as the partitions say")
+    parser.add_argument("--cpu", help="QEMU's -cpu, without KVM")
     parser.add_argument("--console", action="store_true", help="print the serial console, too")
     parser.add_argument("--fault", action="append", default=[], help="trouble on the platform")
     parser.add_argument(
@@ -482,6 +498,7 @@ def prepare(options: argparse.Namespace, directory: Path) -> Tuple[bool, bool]:
 def main() -> int:
     options = parse_arguments()
     arch = ARCHS[options.arch]
+    arch = arch._replace(cpu=options.cpu or arch.cpu)
     with tempfile.TemporaryDirectory(prefix="try-image-") as name:
         directory = Path(name)
         try:

@@ -8,6 +8,7 @@ from typing import Callable
 import pytest
 
 from conftest import require_tools
+from try_image import Boot, likely_reasons
 from world import readme
 from world.disks import make_uefi_disk
 from world.images import ARM64, IMAGES, build_from_scratch, fresh_disk, in_checkout, install
@@ -22,7 +23,7 @@ INITIAL_RAM_DISK = "update-initramfs -c -k all"  # which mkosi makes only for di
 # A first boot enables what a preset does not disable.
 NOT_ENABLED = """\
 systemctl disable azure-provisioning.service
-echo disable azure-provisioning.service >/etc/systemd/system-preset/00-azure-provisioning.preset
+echo disable azure-provisioning.service >/etc/systemd/system-preset/00-azure.preset
 """
 
 TOOLS = "mmd mcopy mkfs.vfat mke2fs sfdisk qemu-img".split()
@@ -92,6 +93,24 @@ def test_a_disk_on_which_the_unit_is_not_enabled_gets_a_bad_verdict(
     assert "likely: nothing in it asked the platform: the unit, or another agent" in done.stdout
     assert "\nVerdict: BAD" in done.stdout
     assert "Linux version" in done.stdout, "its console"
+
+
+@pytest.mark.parametrize(
+    "console, reason",
+    [
+        ("-- Press any key to proceed --", "systemd-firstboot waits for a key"),
+        ("Kernel panic - not syncing", "its kernel panicked"),
+        (
+            "Goal state failed: one; trying again\r\n [1.2] Goal state failed: two\r\n",
+            "Goal state failed: two",
+        ),
+        ("", "nothing in it asked the platform"),
+    ],
+)
+def test_what_the_console_says_is_a_reason(console: str, reason: str) -> None:
+    silent = Boot(1.0, "10.0.0.4", "", [], None, 400.0, False)
+    reasons = likely_reasons(silent, console)
+    assert any(one.startswith(reason) for one in reasons)
 
 
 @pytest.mark.parametrize(
