@@ -231,6 +231,28 @@ def test_the_attempt_at_the_deadline_is_the_last(clock: StoppedClock) -> None:
     assert attempts == [(1000, 1002, 1002), (1001, 1002, 1002), (1002, 1003, 1002)]
 
 
+def test_the_name_of_the_vm_is_asked_for_from_the_very_end_of_the_minute(
+    clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch_name(imds: str, leaf: Tuple[str, str], deadline: float) -> str:
+        asked.append(leaf)
+        raise azure_provisioning.Failure("there is none", absent=True)
+
+    monkeypatch.setattr("azure_provisioning.fetch_name", fetch_name)
+    attempt = azure_provisioning.set_name(azure_provisioning.DEFAULTS, clock.now + 9, clock.now)
+    with pytest.raises(azure_provisioning.Failure):
+        list(attempt)
+    assert asked == [azure_provisioning.COMPUTER_NAME, azure_provisioning.VM_NAME]
+
+
+def test_all_printable_characters_of_ascii_are_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    azure_provisioning.say("".join(map(chr, range(256))))
+    visible = "".join(map(chr, range(32, 127)))
+    assert capfd.readouterr().out == "?" * 32 + visible + "?" * 129 + "\n"
+
+
 @pytest.mark.parametrize("uptime", [0.5, 10, 1000])
 @pytest.mark.parametrize("remark", ["", "; trying again"])
 def test_a_line_may_come_again_after_exactly_a_minute(
