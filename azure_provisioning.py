@@ -126,7 +126,7 @@ def parse_name(body: bytes) -> str:
     name = body.decode("utf-8", "replace").strip("\ufeff \t\r\n")
     if not name:
         raise Failure("the answer is empty", absent=True)
-    if len(name) > 255 or len(name.splitlines()) > 1 or any(mark in name for mark in '<{"'):
+    if len(name) > 255 or name.splitlines()[1:] or any(mark in name for mark in '<{"'):
         raise ValueError(f"the answer is no name: {name[:80]!a}")  # but several lines, or markup
     return name
 
