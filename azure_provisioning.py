@@ -108,7 +108,7 @@ def parse_goal_state(body: bytes) -> GoalState:
             for name in element_path.split("/"):
                 element = element.get(name, {})
             values.append("".join(element.get("", [])).strip())
-            if not 0 < len(values[-1]) <= 1000:
+            if not values[-1] or len(values[-1]) > 1000:
                 raise ValueError(f"it has no {name} of at most 1000 characters")
     except (pyexpat.ExpatError, ValueError) as error:
         raise ValueError(f"{error}; it begins with {body[:80]!a}") from error
