@@ -75,6 +75,10 @@ NOT_COUNTED: dict[Tuple[str, str], str] = {
         r'if not re.match(r"[0-9]+(\.[0-9]+)?\Z", text) or not 0 < float(text) <= 86400:',
         r'if not re.match(r"[0-9]+(\.[0-9]+)?\Z", text) or not 0 != float(text) <= 86400:',
     ): "the pattern knows no sign",
+    (
+        "parser.buffer_text = True  # or each line would be a piece",
+        "parser.buffer_text = False  # or each line would be a piece",
+    ): "spares memory, but never so much that the limit is kept by it alone",
 }
 
 

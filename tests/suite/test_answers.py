@@ -704,6 +704,12 @@ def test_a_bare_cr_in_a_header_is_refused_wherever_it_is(header: str) -> None:
         parse(answer(header, "Content-Length: 0"))
 
 
+@pytest.mark.parametrize("header", ["A\x7f: b", "\x7f: b", "A\x80: b", "A\x1f: b", "A : b"])
+def test_a_header_has_a_name_of_visible_characters(header: str) -> None:
+    with pytest.raises(ValueError, match="malformed header"):
+        parse(answer(header, "Content-Length: 0"))
+
+
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
 @pytest.mark.parametrize(
     "rest, status",

@@ -194,6 +194,15 @@ def test_a_connection_gets_five_seconds_and_no_more_than_are_left(
     assert Unreachable.limits == [5, 5, 4]
 
 
+@pytest.mark.parametrize("uptime", [0.5, 1000])
+def test_a_program_has_until_the_deadline(clock: StoppedClock, uptime: float) -> None:
+    clock.now = uptime
+    slow = ["sh", "-c", "sleep 1.5; echo done"]
+    assert azure_provisioning.run(slow, clock.now + 10) == b"done\n"
+    with pytest.raises(azure_provisioning.Failure, match="status -14"):
+        azure_provisioning.run(slow, clock.now)
+
+
 def test_a_connection_that_takes_until_the_deadline_leaves_no_time_for_an_answer(
     clock: StoppedClock, host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ FAULTS are those of any HTTP server, at all four endpoints; VARIANTS and OPEN_EN
 answer, told in another way; the goal states and names are what documents and texts may be like.
 """
 
+import time
 from typing import Any, Dict
 
 from azure_provisioning import ANSWER_MAX
@@ -121,6 +122,14 @@ def stays_open(handler: Any) -> None:
     handler.host.stopping.wait()
 
 
+def in_two_parts(handler: Any) -> None:
+    """The right answer to the end of the connection, which comes a while after the first part."""
+    data = b"HTTP/1.1 200 OK\r\n\r\n" + handler.answer().body
+    handler.send_raw(data[:-5])
+    time.sleep(0.2)
+    handler.send_raw(data[-5:])
+
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # The right answer, told in another way.
 VARIANTS: Dict[str, Fault] = {
@@ -150,6 +159,7 @@ OPEN_ENDED: Dict[str, Fault] = {
     "http-1.0-open": framed(lambda body: b"HTTP/1.0 200 OK\r\n\r\n" + body),
     "without-length": framed(lambda body: b"HTTP/1.1 200 OK\r\n\r\n" + body),
     "status-203-open": framed(lambda body: b"HTTP/1.1 203 Changed\r\n\r\n" + body),
+    "in-two-parts": in_two_parts,
 }
 
 
