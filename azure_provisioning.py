@@ -45,6 +45,7 @@ HEALTH_REPORT = """\
 <RoleInstanceList><Role><InstanceId>{}</InstanceId><Health><State>Ready</State></Health></Role>
 </RoleInstanceList></Container></Health>
 """
+ENCODINGS = ["utf-8", "utf-16", "utf-16be", "utf-16le", "us-ascii", "iso-8859-1"]  # expat's own
 WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
 HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
 HEADERS = [b"content-length", b"transfer-encoding", b"retry-after"]  # of answers; no other counts
@@ -88,10 +89,15 @@ def parse_goal_state(body: bytes) -> GoalState:
 
     def start(tag: str, _: object) -> None:
         element: Dict[str, Any] = {}
-        path[-1].setdefault(tag.split(":")[-1], element)
+        path[-1].setdefault(tag.rpartition(":")[2], element)
         path.append(element)
 
+    def declaration(_: object, encoding: "Optional[str]", __: object) -> None:
+        if encoding and encoding.lower() not in ENCODINGS:
+            raise ValueError("it has an unknown encoding")  # Python would keep each name for ever
+
     parser = pyexpat.ParserCreate()
+    parser.XmlDeclHandler = declaration
     parser.buffer_text = True  # or each line would be a piece
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda _: path.pop()
@@ -181,6 +187,8 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
         return Answer(text, b"", is_whole=True)
     if malformed:
         raise ValueError("the answer has a malformed header")
+    if code == b"206":
+        raise ValueError("the answer is only a part")
     body: Optional[bytes]
     if not lengths and not codings:
         body = data if ended else None
@@ -283,13 +291,11 @@ def run(command: "List[str]", deadline: float) -> bytes:
     """Run a program and return what it prints, 4 KiB at most; a Failure has it where it fails."""
     import signal  # not needed before Ready; subprocess would be four times as slow
 
-    seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it
-            signal.setitimer(signal.ITIMER_REAL, seconds)  # stays in force, and ends the program
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(writer, 1)
             os.dup2(writer, 2)
@@ -300,10 +306,14 @@ def run(command: "List[str]", deadline: float) -> bytes:
             os._exit(127)
     os.close(writer)
     os.set_blocking(reader, False)  # what the program leaves behind may keep the other end open
+    seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     _, status = os.waitpid(child, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     with open(reader, "rb") as output:
         printed = output.read(4096) or b""
-    if status:
+    if status or len(printed) == 4096:  # which may have been more
         reason = printed.decode("utf-8", "replace").strip()
         raise Failure(f"{command[0]} ended with status {status >> 8 or -status}: {reason}")
     return printed
@@ -356,8 +366,9 @@ def verify_host_name(name: str) -> None:
 def write_etc_hostname(name: str) -> None:
     """Replace /etc/hostname in one go: a power cut leaves the old name or the new one."""
     temporary = f"{ETC_HOSTNAME}.azure-provisioning.{os.getpid()}"  # another run has its own
-    with open(temporary, "xb", buffering=0) as file:
+    with open(temporary, "xb") as file:
         file.write(name.encode() + b"\n")
+        file.flush()
         os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
     os.rename(temporary, ETC_HOSTNAME)

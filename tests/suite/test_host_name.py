@@ -5,7 +5,9 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import List, Tuple
 
 import pytest
@@ -51,7 +53,7 @@ def test_a_hostnamectl_that_hangs_gets_thirty_seconds(run: Run, machine: Machine
     assert result.status == 0
     assert machine.names == NAMES
     assert 30 <= result.seconds < 30 + SLACK
-    assert result.err[0].startswith("hostnamectl ended with status -14: ; setting")
+    assert result.err[0].startswith("hostnamectl ended with status -9: ; setting")
 
 
 def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(
@@ -63,9 +65,48 @@ def test_a_hostnamectl_that_hangs_gets_no_more_than_the_deadline(
     assert result.seconds < 2 + SLACK
 
 
-def test_of_what_a_program_prints_4_kib_are_read() -> None:
-    print_more = ["head", "--bytes=9999", "/dev/zero"]
-    assert azure_provisioning.run(print_more, time.monotonic() + 9) == b"\0" * 4096
+@pytest.mark.parametrize("way", ["trap '' ALRM; /bin/sleep 60", "kill -STOP $$"])
+def test_a_hostnamectl_that_hangs_and_heeds_no_alarm_is_ended(
+    run: Run, machine: Machine, way: str
+) -> None:
+    machine.install_hostnamectl(f"#!/bin/sh\n{way}\n")
+    result = run("--timeout=2")
+    assert result.status == 0
+    assert result.seconds < 2 + SLACK
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095])
+def test_what_a_program_prints_is_returned(size: int) -> None:
+    printing = ["head", f"--bytes={size}", "/dev/zero"]
+    assert azure_provisioning.run(printing, time.monotonic() + 9) == b"\0" * size
+
+
+@pytest.mark.parametrize("size", [4096, 9999])
+def test_what_may_be_only_a_part_of_what_a_program_prints_is_a_failure(size: int) -> None:
+    with pytest.raises(azure_provisioning.Failure, match="head ended with status 0: ") as failure:
+        azure_provisioning.run(["head", f"--bytes={size}", "/dev/zero"], time.monotonic() + 9)
+    assert str(failure.value).count("\0") == 4096
+
+
+SHORT_WRITE = """\
+import resource, sys
+import azure_provisioning as script
+script.ETC_HOSTNAME = sys.argv[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (3, 3))
+script.write_etc_hostname("web000011")
+"""
+
+
+def test_a_name_is_stored_in_full_or_not_at_all(tmp_path: Path) -> None:
+    """A write that ends early, here at a limit on file sizes, does not fail at first."""
+    stored = tmp_path / "hostname"
+    stored.write_text("old-name\n")
+    writing = [sys.executable, "-c", SHORT_WRITE, str(stored)]
+    done = subprocess.run(
+        writing, cwd=sandbox.REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert "File too large" in done.stderr
+    assert stored.read_text() == "old-name\n"
 
 
 def test_hostnamectl_reads_nothing(command: List[str], machine: Machine) -> None:

@@ -55,6 +55,7 @@ GOAL_STATES: Dict[str, bytes] = {
     "different elements": b"".join(b"<a%044d/>" % n for n in PARTS),
     "different attributes": b"<a " + b"".join(b"a%044d='' " % n for n in PARTS) + b"/>",
     "few elements, with long names": b"".join(b"<%s/>" % (b"%05d" % n * 99) for n in range(500)),
+    "a name of colons": filled(b"<a>b" * 4900 + b"<", "\u0101:".encode(), b"\xc4\x81>"),
     "depth": filled(b"<a>" * 2400, b" ", b"</a>" * 2400),
     "depth with text": b"<a>b" * 2400 + b"</a>" * 2400,
     "depth with different elements and text": b"".join(b"<a%040d>b" % n for n in PARTS),

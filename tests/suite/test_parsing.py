@@ -1,5 +1,6 @@
 """The pure functions: what goes in, what comes out, what is refused."""
 
+import encodings
 from typing import Tuple
 from xml.etree import ElementTree
 
@@ -111,6 +112,21 @@ def test_a_value_has_at_most_1000_characters(name: str) -> None:
     assert fits in script.parse_goal_state(goal_state(**{name: f" {fits} "}).encode())
     with pytest.raises(ValueError, match="it has no .* of at most 1000 characters; it begins"):
         script.parse_goal_state(goal_state(**{name: fits + "x"}).encode())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-7", "rot13", "utf_8", "x" * 99, "ascii"])
+def test_a_goal_state_in_another_encoding_is_refused(encoding: str) -> None:
+    """Python would import what there is for each name, and keep the name."""
+    known = dict(encodings._cache)
+    body = goal_state().replace("utf-8", encoding).encode()
+    with pytest.raises(ValueError, match="it has an unknown encoding; it begins with"):
+        script.parse_goal_state(body)
+    assert encodings._cache == known
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "utf-8", "us-ascii", "ISO-8859-1"])
+def test_a_goal_state_may_be_in_what_the_parser_knows(encoding: str) -> None:
+    assert script.parse_goal_state(goal_state().replace("utf-8", encoding).encode())
 
 
 def test_text_below_a_value_is_no_part_of_it() -> None:

@@ -199,7 +199,7 @@ def test_a_program_has_until_the_deadline(clock: StoppedClock, uptime: float) ->
     clock.now = uptime
     slow = ["sh", "-c", "sleep 1.5; echo done"]
     assert azure_provisioning.run(slow, clock.now + 10) == b"done\n"
-    with pytest.raises(azure_provisioning.Failure, match="status -14"):
+    with pytest.raises(azure_provisioning.Failure, match="status -9"):
         azure_provisioning.run(slow, clock.now)
 
 
