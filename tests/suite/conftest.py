@@ -78,6 +78,9 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     for item in items:
         names = getattr(item, "fixturenames", ())
         (slow if {"emulation", "emulated"} & set(names) else rest).append(item)
+    slow.sort(
+        key=lambda item: "emulated" not in getattr(item, "fixturenames", ())
+    )  # trials: slowest
     first, second = slow[::2], slow[1::2]
     fill = max(len(items) // workers - len(first), 0)
     items[:] = first + rest[:fill] + second + rest[fill:]
