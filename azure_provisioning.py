@@ -313,7 +313,7 @@ def run(command: "List[str]", deadline: float) -> bytes:
     signal.setitimer(signal.ITIMER_REAL, 0)
     with open(reader, "rb") as output:
         printed = output.read(4096) or b""
-    if status or len(printed) == 4096:  # which may have been more
+    if status or printed[4095:]:  # there may have been more
         reason = printed.decode("utf-8", "replace").strip()
         raise Failure(f"{command[0]} ended with status {status >> 8 or -status}: {reason}")
     return printed

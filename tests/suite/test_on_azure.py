@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def run(environment: Dict[str, str], *options: str, broken: str = "", answer: st
         text=True,
         check=False,
         timeout=300,
+        # Who started the tests may have had it ignored, as a shell does for what follows "nohup".
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert "Traceback" not in done.stdout, done.stdout
     return Ended(done.returncode, done.stdout, log.read_text(), state(directory))
