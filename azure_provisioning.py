@@ -156,7 +156,7 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]
 
     *ended*: no more will come. Of an answer *to_report* only the status counts. The body *is_whole*
     if the answer says where it ends. Raises Failure for any status but 2xx, and ValueError for what
-    is malformed or ambiguous.
+    is malformed, ambiguous or only a part.
     """
     stream, code = io.BytesIO(data), b"100"
     while code == b"100":  # "Continue": the answer itself comes next
@@ -205,9 +205,9 @@ def join_chunks(data: bytes) -> "Optional[bytes]":
     """Return the body that *data* has in chunks (RFC 9112, 7.1), or None if some is missing."""
     stream, body = io.BytesIO(data), bytearray()
     for line in stream:
-        digits = line[:-2].partition(b";")[0].rstrip(b" \t")
         if not line.endswith(b"\n"):
             return None
+        digits = line[:-2].partition(b";")[0].rstrip(b" \t")
         is_size = digits and len(digits) < 9 and not digits.strip(HEX_DIGITS)
         if not is_size or not line.endswith(b"\r\n"):
             raise ValueError("the answer has a malformed chunk")
@@ -288,7 +288,7 @@ def seconds_to(deadline: float) -> float:
 
 
 def run(command: "List[str]", deadline: float) -> bytes:
-    """Run a program and return what it prints, 4 KiB at most; a Failure has it where it fails."""
+    """Run a program and return what it prints; a Failure has that if it fails or prints 4 KiB."""
     import signal  # not needed before Ready; subprocess would be four times as slow
 
     reader, writer = os.pipe()
@@ -368,7 +368,7 @@ def write_etc_hostname(name: str) -> None:
     temporary = f"{ETC_HOSTNAME}.azure-provisioning.{os.getpid()}"  # another run has its own
     with open(temporary, "xb") as file:
         file.write(name.encode() + b"\n")
-        file.flush()
+        file.flush()  # all of it, or it fails; an unbuffered write may end early
         os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
     os.rename(temporary, ETC_HOSTNAME)

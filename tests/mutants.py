@@ -42,7 +42,7 @@ case $function in
     run | *_host_name | write_etc_hostname) first='host_name memory' ;;
     *) first='pauses first_boot host_name command_line' ;;
 esac
-some='(not memory or endless or prints) and not http_client and not hangs'
+some='(not memory or prints) and not http_client and not hangs'
 test 300 $pytest -n0 -k "$some" $(printf 'tests/suite/test_%s.py ' $first) &&
 test 400 $pytest -n6 -k "not ($others or faults or walks or memory)" &&
 test 800 $pytest -n6 --walks=40 -k "not ($others) and (faults or walks or memory)"

@@ -9,6 +9,7 @@ import os
 import platform
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -73,14 +74,13 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     Each worker gets a block of the list; one that is done takes over from another.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    slow: List[pytest.Item] = []
+    trials: List[pytest.Item] = []  # of images: they take longest
+    others: List[pytest.Item] = []
     rest: List[pytest.Item] = []
     for item in items:
         names = getattr(item, "fixturenames", ())
-        (slow if {"emulation", "emulated"} & set(names) else rest).append(item)
-    slow.sort(
-        key=lambda item: "emulated" not in getattr(item, "fixturenames", ())
-    )  # trials: slowest
+        (trials if "emulated" in names else others if "emulation" in names else rest).append(item)
+    slow = trials + others
     first, second = slow[::2], slow[1::2]
     fill = max(len(items) // workers - len(first), 0)
     items[:] = first + rest[:fill] + second + rest[fill:]
@@ -111,6 +111,11 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
+
+
+def heed_sigint() -> None:
+    """Before a program starts: who started the tests may have had it ignored, as "nohup … &" does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

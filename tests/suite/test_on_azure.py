@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple
 import pytest
 
 import on_azure
-from conftest import require_tools
+from conftest import heed_sigint, require_tools
 from world import azure_cli, readme, sandbox
 
 DRIVER = """\
@@ -70,8 +69,7 @@ def run(environment: Dict[str, str], *options: str, broken: str = "", answer: st
         text=True,
         check=False,
         timeout=300,
-        # Who started the tests may have had it ignored, as a shell does for what follows "nohup".
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_sigint,
     )
     assert "Traceback" not in done.stdout, done.stdout
     return Ended(done.returncode, done.stdout, log.read_text(), state(directory))

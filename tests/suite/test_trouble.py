@@ -8,7 +8,7 @@ from typing import List
 
 import pytest
 
-from conftest import Run, wait_until
+from conftest import Run, heed_sigint, wait_until
 from world.host import SimulatedHost, raw_fault
 from world.machine import SLACK, Machine
 
@@ -146,8 +146,7 @@ def test_ctrl_c_ends_it_with_one_line(host: SimulatedHost, command: List[str], f
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Who started the tests may have had it ignored, as a shell does for what follows "nohup".
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_sigint,
     ) as process:
         wait_until(lambda: host.requests)
         process.send_signal(signal.SIGINT)
