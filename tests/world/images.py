@@ -46,8 +46,7 @@ IMAGES = {
     "debian-12-managers": Image("bookworm", MINIMAL, f"{KERNEL},{MANAGERS}", in_container=False),
     "debian-12-agents": Image("bookworm", FULL, f"{KERNEL},{AGENTS}", in_container=False),
     "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
-    # systemd 262 does not know the control groups of the old kind that a host may have.
-    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
+    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}"),
 }
 
 
