@@ -112,8 +112,8 @@ def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> N
 
 # ---- Containers: systemd-nspawn
 
-# Wherever the machine that runs the tests has what: the guest's systemd is to see one hierarchy, and
-# so to enforce a unit's IPAddressDeny=.
+# Whatever the machine that runs the tests has: the guest's systemd sees one hierarchy of control
+# groups, and so it enforces IPAddressDeny=.
 LAUNCH = """\
 echo 0 >"$1/cgroup.procs"
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -122,10 +122,13 @@ shift; exec "$@"
 """
 
 
-def boot_container(root: Path) -> Report:
-    """Boot the disk, wait until the boot has ended and the machine is off; return the report."""
+def boot_container(root: Path, prepare: Callable[[Path], None] = lambda group: None) -> Report:
+    """Boot the disk, wait until the boot has ended and the machine is off; return the report.
+
+    *prepare* is called with the machine's control group.
+    """
     console = root.parent / "console"
-    with running_container(root) as process:
+    with running_container(root, prepare) as process:
         wait(process, console, CONTAINER_SECONDS)
     report = root / "witness"
     text = report.read_text()
@@ -140,7 +143,9 @@ def cut_power(root: Path, moment: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
+def running_container(
+    root: Path, prepare: Callable[[Path], None] = lambda group: None
+) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a container from the disk; kill it, if it still runs, at the end."""
     # A control group of its own: in the same one, two guests would end each other's services.
     hierarchy = root.parent / "cgroup"
@@ -148,12 +153,14 @@ def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
     run("mount", "-t", "cgroup2", "cgroup2", str(hierarchy))
     group = hierarchy / f"azure-provisioning-test-{os.getpid()}"
     group.mkdir()
+    prepare(group)
     try:
         process = start(
             *"unshare --mount --mount-proc --pid --fork --kill-child".split(),
             *("sh", "-euc", LAUNCH, "sh", str(group)),
             *"systemd-nspawn --boot --register=no --keep-unit --console=read-only".split(),
             *"--resolv-conf=off --timezone=off --link-journal=no".split(),
+            *"--capability=CAP_NET_ADMIN --system-call-filter=bpf".split(),  # for IPAddressDeny=
             f"--directory={root}",
             console=root.parent / "console",
         )
