@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Callable, Dict, Generator, Iterator, List, NamedTuple, Optional
 
 import pytest
 
@@ -28,7 +28,7 @@ NEWEST = "debian-testing"  # an image, whose Python is newer than what machines 
 
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
-# Where the kernel refuses, sandbox.py's guard remains, and tests that need more are skipped.
+# Where that is refused nothing changes: sandbox.py's guard remains, and what needs more is skipped.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
     os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
@@ -37,18 +37,21 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["PYTHONS"] = json.dumps({**interpreters.find(), NEWEST: NEWEST})
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
+BOOTS_TAKE = "as root, about 12 minutes on two cores and, the first time, 4 GB below .pytest_cache"
 VMS_AT_ONCE = 3  # more are no faster on two cores, and then too slow for what waits for them
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages: where it is measured, what is no matter of memory has them.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
-def pytest_report_header() -> List[str]:
-    isolation = NOT_ISOLATED or "loopback only, in a network namespace of our own"
-    return [f"network: {isolation}", f"script runs on: CPython {', '.join(PYTHONS)}"]
+def pytest_report_header(config: pytest.Config) -> List[str]:
+    network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
+    pythons = [name for name in PYTHONS if name != NEWEST or config.getoption("--boots")]
+    return [f"network: {network}", f"script runs on: CPython {', '.join(pythons)}"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--boots", action="store_true", help=f"boot real systems: {BOOTS_TAKE}")
     parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption(
@@ -68,11 +71,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys(), indirect=True)
 
 
-def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+def boots(item: pytest.Item) -> bool:
+    """Whether a test needs the image of a system, to boot it or to take its Python."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return (
+        bool({"image", "emulation"} & set(getattr(item, "fixturenames", ())))
+        or NEWEST in parameters
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
     """Have two workers begin with the virtual machines: as many as there are cores in CI.
 
     Each worker gets a block of the list; one that is done takes over from another.
     """
+    if not config.getoption("--boots"):
+        config.hook.pytest_deselected(items=list(filter(boots, items)))
+        items[:] = itertools.filterfalse(boots, items)
+        return
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     trials: List[pytest.Item] = []  # of images: they take longest
     others: List[pytest.Item] = []
@@ -86,7 +102,19 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     items[:] = first + rest[:fill] + second + rest[fill:]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a reason to skip be told once, and not once for each place where a test was skipped."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = (__file__, require.__code__.co_firstlineno, report.longrepr[2])
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not terminalreporter.config.getoption("--boots"):
+        what = "containers, virtual machines and trials of images"
+        terminalreporter.write_line(f"left out: {what}; --boots runs them: {BOOTS_TAKE}")
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     properties = [pair for report in reports for pair in report.user_properties]
     reached = collections.Counter(value for name, value in properties if name == "power cut")
@@ -114,7 +142,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def heed_sigint() -> None:
-    """Before a program starts: who started the tests may have had it ignored, as "nohup … &" does."""
+    """Before a program starts: who started the tests may ignore it, as "nohup … &" does."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -22,6 +22,8 @@ def find() -> Dict[str, str]:
     for path in sorted(path for place in PLACES for path in glob.glob(place)):
         if os.path.basename(path)[len("python3") :].strip(".0123456789"):
             continue  # python3-config and the like
+        if not os.access(path, os.X_OK):
+            continue
         # A pyenv shim fails here for a version that is not selected, and else tells the real place.
         probe = subprocess.run(
             [path, "-I", "-S", "-c", PROBE], capture_output=True, text=True, check=False
