@@ -270,15 +270,16 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
 
 # ---- Beside GuestProxyAgent
 
-PROXY = {WIRESERVER: ("127.0.0.1", 3080), IMDS: ("127.0.0.1", 3081)}  # the real one has one port
+PROXIED_WIRESERVER, PROXIED_IMDS = ("127.0.0.1", 3080), ("127.0.0.1", 3081)
 
 
 @each_release
 def test_the_first_boot_ends_well_where_guestproxyagent_has_all_requests_go_to_127_0_0_1(
     root: Path, isolated: None
 ) -> None:
-    with new_network(), SimulatedHost(Vm(), *PROXY.values()) as proxy:
-        report = boot_container(root, lambda group: redirect(group, PROXY))
+    targets = {WIRESERVER: PROXIED_WIRESERVER, IMDS: PROXIED_IMDS}
+    with new_network(), SimulatedHost(Vm(), PROXIED_WIRESERVER, PROXIED_IMDS) as proxy:
+        report = boot_container(root, lambda group: redirect(group, targets))
         assert report == good_end("myvm")
         assert len(proxy.accepted) == 1
 
