@@ -7,14 +7,13 @@ import itertools
 import json
 import os
 import platform
-import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Generator, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
 
@@ -28,13 +27,14 @@ NEWEST = "debian-testing"  # an image, whose Python is newer than what machines 
 
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
-# Where that is refused nothing changes: sandbox.py's guard remains, and what needs more is skipped.
+# Where that is refused nothing changes: guards remain, here and in sandbox.py, and what needs more
+# is skipped.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
-    os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
+    os.environ.setdefault("USER", str(os.geteuid()))  # names pytest's directory
     os.environ["NOT_ISOLATED"] = isolate()
     if "PYTHONS" not in os.environ:  # mutants.py needs only one
-        os.environ["PYTHONS"] = json.dumps({**interpreters.find(), NEWEST: NEWEST})
+        os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
 BOOTS_TAKE = "as root, about 12 minutes on two cores and, the first time, 4 GB below .pytest_cache"
@@ -44,10 +44,20 @@ UNIT_FLAGS = ["-I", "-S"]
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
-def pytest_report_header(config: pytest.Config) -> List[str]:
+def guard(event: str, arguments: Tuple[Any, ...]) -> None:
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        address = arguments[1][0]
+        if not address.startswith(("127.", "::1", "localhost")):
+            raise OSError(f"not isolated: refused to connect to {address}")
+
+
+if NOT_ISOLATED:
+    sys.addaudithook(guard)
+
+
+def pytest_report_header() -> List[str]:
     network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
-    pythons = [name for name in PYTHONS if name != NEWEST or config.getoption("--boots")]
-    return [f"network: {network}", f"script runs on: CPython {', '.join(pythons)}"]
+    return [f"network: {network}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,35 +78,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys(), indirect=True)
-
-
-def boots(item: pytest.Item) -> bool:
-    """Whether a test needs the image of a system, to boot it or to take its Python."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return (
-        bool({"image", "emulation"} & set(getattr(item, "fixturenames", ())))
-        or NEWEST in parameters
-    )
+        newest = {NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {}
+        pythons = {**PYTHONS, **newest}
+        metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
-    """Have two workers begin with the virtual machines: as many as there are cores in CI.
+    """Have two workers begin with the virtual machines, as many as there are cores in CI.
 
     Each worker gets a block of the list; one that is done takes over from another.
     """
+
+    def boots(item: pytest.Item, *fixtures: str) -> bool:
+        return not {*fixtures}.isdisjoint(getattr(item, "fixturenames", ()))
+
     if not config.getoption("--boots"):
-        config.hook.pytest_deselected(items=list(filter(boots, items)))
-        items[:] = itertools.filterfalse(boots, items)
+        items[:] = [item for item in items if not boots(item, "image", "emulation")]
         return
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    trials: List[pytest.Item] = []  # of images: they take longest
-    others: List[pytest.Item] = []
-    rest: List[pytest.Item] = []
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        (trials if "emulated" in names else others if "emulation" in names else rest).append(item)
-    slow = trials + others
+    trials = [item for item in items if boots(item, "emulated")]  # of images: they take longest
+    slow = trials + [item for item in items if boots(item, "emulation") and item not in trials]
+    rest = [item for item in items if item not in slow]
     first, second = slow[::2], slow[1::2]
     fill = max(len(items) // workers - len(first), 0)
     items[:] = first + rest[:fill] + second + rest[fill:]
