@@ -64,9 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", action="store_true", help=f"boot real systems: {BOOTS_TAKE}")
     parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
-    parser.addoption(
-        "--vm-power-cuts", type=int, default=10, help="of virtual machines, ten of a boot"
-    )
+    parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
 
@@ -83,25 +81,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
+def uses(item: pytest.Item, *fixtures: str) -> bool:
+    return not {*fixtures}.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
     """Have two workers begin with the virtual machines, as many as there are cores in CI.
 
     Each worker gets a block of the list; one that is done takes over from another.
     """
-
-    def boots(item: pytest.Item, *fixtures: str) -> bool:
-        return not {*fixtures}.isdisjoint(getattr(item, "fixturenames", ()))
-
     if not config.getoption("--boots"):
-        items[:] = [item for item in items if not boots(item, "image", "emulation")]
+        items[:] = [item for item in items if not uses(item, "image", "emulation")]
         return
+    items.sort(key=lambda item: (not uses(item, "emulated"), not uses(item, "emulation")))
+    vms = sum(uses(item, "emulation") for item in items)  # of these, trials of images take longest
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    trials = [item for item in items if boots(item, "emulated")]  # of images: they take longest
-    slow = trials + [item for item in items if boots(item, "emulation") and item not in trials]
-    rest = [item for item in items if item not in slow]
-    first, second = slow[::2], slow[1::2]
-    fill = max(len(items) // workers - len(first), 0)
-    items[:] = first + rest[:fill] + second + rest[fill:]
+    fill = max(len(items) // workers - vms // 2, 0)
+    items[:] = items[:vms:2] + items[vms:][:fill] + items[1:vms:2] + items[vms:][fill:]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -251,15 +247,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def command(host: SimulatedHost, machine: Machine) -> List[str]:
     """The script on *machine*, against *host*."""
-    return [
-        sys.executable,
-        *MEASURED_FLAGS,
-        "-W",
-        "error",
-        sandbox.__file__,
-        str(machine.directory),
-        *host.options(),
-    ]
+    python = [sys.executable, *MEASURED_FLAGS, "-Werror"]
+    return [*python, sandbox.__file__, str(machine.directory), *host.options()]
 
 
 @pytest.fixture
