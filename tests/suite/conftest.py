@@ -1,9 +1,6 @@
 """What the tests share: isolation, a simulated host, a machine, the script as a process."""
 
 import collections
-import contextlib
-import fcntl
-import itertools
 import json
 import os
 import platform
@@ -38,7 +35,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
 BOOTS_TAKE = "as root, about 12 minutes on two cores and, the first time, 4 GB below .pytest_cache"
-VMS_AT_ONCE = 3  # more are no faster on two cores, and then too slow for what waits for them
+VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages: where it is measured, what is no matter of memory has them.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
@@ -81,23 +78,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
-def uses(item: pytest.Item, *fixtures: str) -> bool:
-    return not {*fixtures}.isdisjoint(getattr(item, "fixturenames", ()))
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
-    """Have two workers begin with the virtual machines, as many as there are cores in CI.
+    """Leave out what boots, if it was not asked for; or begin with the virtual machines.
 
-    Each worker gets a block of the list; one that is done takes over from another.
+    More of them at once are no faster on two cores, and too slow for what waits for them.
     """
+    fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
     if not config.getoption("--boots"):
-        items[:] = [item for item in items if not uses(item, "image", "emulation")]
-        return
-    items.sort(key=lambda item: (not uses(item, "emulated"), not uses(item, "emulation")))
-    vms = sum(uses(item, "emulation") for item in items)  # of these, trials of images take longest
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    fill = max(len(items) // workers - vms // 2, 0)
-    items[:] = items[:vms:2] + items[vms:][:fill] + items[1:vms:2] + items[vms:][fill:]
+        items[:] = [item for item in items if not fixtures[item] & {"image", "emulation"}]
+    for number, item in enumerate(item for item in items if "emulation" in fixtures[item]):
+        item.add_marker(pytest.mark.xdist_group(f"vm{number % VMS_AT_ONCE}"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -150,21 +140,14 @@ def isolated() -> None:
 
 
 @pytest.fixture
-def emulation(isolated: None, pytestconfig: pytest.Config) -> Iterator[Emulation]:
-    """How to run a virtual machine here, when fewer than VMS_AT_ONCE tests have one."""
+def emulation(isolated: None) -> Emulation:
+    """How to run a virtual machine here."""
     emulation = EMULATIONS.get(platform.machine())
     require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
     assert emulation
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
-    assert pytestconfig.cache
-    slots = pytestconfig.cache.mkdir("slots")
-    for number in itertools.cycle(range(VMS_AT_ONCE)):
-        with open(slots / str(number), "w") as slot, contextlib.suppress(BlockingIOError):
-            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield emulation
-            return
-        time.sleep(0.2)
+    return emulation
 
 
 @pytest.fixture

@@ -52,15 +52,10 @@ def test_it_loads_on_systemd_237() -> None:
 
 def analyze(*arguments: str) -> str:
     require_tools("systemd-analyze")
-    done = subprocess.run(
-        ["systemd-analyze", *arguments, str(UNIT)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    require("unrecognized option" not in done.stdout, "systemd-analyze is older than 250")
-    return done.stdout
+    command = ["systemd-analyze", *arguments, str(UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    require("unrecognized option" not in done.stderr, "systemd-analyze is older than 250")
+    return done.stdout + done.stderr
 
 
 def test_systemd_has_nothing_to_say_about_it() -> None:
