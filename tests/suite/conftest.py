@@ -1,62 +1,67 @@
 """What the tests share: isolation, a simulated host, a machine, the script as a process."""
 
 import collections
-import contextlib
-import fcntl
-import itertools
 import json
 import os
 import platform
-import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Generator, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
 
-from world import images, interpreters, sandbox
+from world import clock, images, interpreters, sandbox
 from world.boot import EMULATIONS, Emulation
 from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
-from world.machine import MEMORY_MAX, Machine
+from world.machine import Machine
 from world.network import PLATFORM_ENDPOINTS, isolate, new_network
 
 NEWEST = "debian-testing"  # an image, whose Python is newer than what machines have
 
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
-# Where that is refused nothing changes: sandbox.py's guard remains, and what needs more is skipped.
+# Where that is refused nothing changes: guards remain, here and in sandbox.py, and what needs more
+# is skipped.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
-    os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
+    os.environ.setdefault("USER", str(os.geteuid()))  # names pytest's directory
     os.environ["NOT_ISOLATED"] = isolate()
     if "PYTHONS" not in os.environ:  # mutants.py needs only one
-        os.environ["PYTHONS"] = json.dumps({**interpreters.find(), NEWEST: NEWEST})
+        os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
 BOOTS_TAKE = "as root, about 12 minutes on two cores and, the first time, 4 GB below .pytest_cache"
-VMS_AT_ONCE = 3  # more are no faster on two cores, and then too slow for what waits for them
+VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages: where it is measured, what is no matter of memory has them.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
-def pytest_report_header(config: pytest.Config) -> List[str]:
+def guard(event: str, arguments: Tuple[Any, ...]) -> None:
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        address = arguments[1][0]
+        if not address.startswith(("127.", "::1", "localhost")):
+            raise OSError(f"not isolated: refused to connect to {address}")
+
+
+if NOT_ISOLATED:
+    sys.addaudithook(guard)
+
+
+def pytest_report_header() -> List[str]:
     network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
-    pythons = [name for name in PYTHONS if name != NEWEST or config.getoption("--boots")]
-    return [f"network: {network}", f"script runs on: CPython {', '.join(pythons)}"]
+    return [f"network: {network}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", action="store_true", help=f"boot real systems: {BOOTS_TAKE}")
     parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
-    parser.addoption(
-        "--vm-power-cuts", type=int, default=10, help="of virtual machines, ten of a boot"
-    )
+    parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
 
@@ -68,38 +73,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys(), indirect=True)
-
-
-def boots(item: pytest.Item) -> bool:
-    """Whether a test needs the image of a system, to boot it or to take its Python."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return (
-        bool({"image", "emulation"} & set(getattr(item, "fixturenames", ())))
-        or NEWEST in parameters
-    )
+        newest = {NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {}
+        pythons = {**PYTHONS, **newest}
+        metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
-    """Have two workers begin with the virtual machines: as many as there are cores in CI.
+    """Leave out what boots, if it was not asked for; or begin with the virtual machines.
 
-    Each worker gets a block of the list; one that is done takes over from another.
+    More of them at once are no faster on two cores, and too slow for what waits for them.
     """
+    fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
     if not config.getoption("--boots"):
-        config.hook.pytest_deselected(items=list(filter(boots, items)))
-        items[:] = itertools.filterfalse(boots, items)
-        return
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    trials: List[pytest.Item] = []  # of images: they take longest
-    others: List[pytest.Item] = []
-    rest: List[pytest.Item] = []
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        (trials if "emulated" in names else others if "emulation" in names else rest).append(item)
-    slow = trials + others
-    first, second = slow[::2], slow[1::2]
-    fill = max(len(items) // workers - len(first), 0)
-    items[:] = first + rest[:fill] + second + rest[fill:]
+        items[:] = [item for item in items if not fixtures[item] & {"image", "emulation"}]
+    for number, item in enumerate(item for item in items if "emulation" in fixtures[item]):
+        item.add_marker(pytest.mark.xdist_group(f"vm{number % VMS_AT_ONCE}"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -152,21 +140,14 @@ def isolated() -> None:
 
 
 @pytest.fixture
-def emulation(isolated: None, pytestconfig: pytest.Config) -> Iterator[Emulation]:
-    """How to run a virtual machine here, when fewer than VMS_AT_ONCE tests have one."""
+def emulation(isolated: None) -> Emulation:
+    """How to run a virtual machine here."""
     emulation = EMULATIONS.get(platform.machine())
     require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
     assert emulation
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
-    assert pytestconfig.cache
-    slots = pytestconfig.cache.mkdir("slots")
-    for number in itertools.cycle(range(VMS_AT_ONCE)):
-        with open(slots / str(number), "w") as slot, contextlib.suppress(BlockingIOError):
-            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield emulation
-            return
-        time.sleep(0.2)
+    return emulation
 
 
 @pytest.fixture
@@ -236,6 +217,12 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "machine")
 
 
+@pytest.fixture
+def run_here(machine: Machine, host: SimulatedHost) -> clock.Run:
+    """Run the script in this process, on a clock that only its pauses move."""
+    return clock.script(machine, host)
+
+
 class Result(NamedTuple):
     status: int
     out: List[str]
@@ -249,20 +236,13 @@ Run = Callable[..., Result]
 @pytest.fixture
 def command(host: SimulatedHost, machine: Machine) -> List[str]:
     """The script on *machine*, against *host*."""
-    return [
-        sys.executable,
-        *MEASURED_FLAGS,
-        "-W",
-        "error",
-        sandbox.__file__,
-        str(machine.directory),
-        *host.options(),
-    ]
+    python = [sys.executable, *MEASURED_FLAGS, "-Werror"]
+    return [*python, sandbox.__file__, str(machine.directory), *host.options()]
 
 
 @pytest.fixture
-def run(command: List[str], machine: Machine) -> Run:
-    """Run the script to its end; no run ever prints a traceback, or takes much memory."""
+def run(command: List[str]) -> Run:
+    """Run the script to its end; no run ever prints a traceback."""
 
     def run(
         *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
@@ -278,7 +258,6 @@ def run(command: List[str], machine: Machine) -> Run:
             env={**os.environ, **(env or {})},
         )
         assert "Traceback" not in done.stderr, done.stderr
-        assert machine.peak_memory < MEMORY_MAX
         seconds = time.monotonic() - start
         return Result(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
 

@@ -18,8 +18,8 @@ MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR, IFF_UP = 0x8913, 0x8914, 0x8916, 1
 
 
-# What can refuse user namespaces: a kernel setting, the value that does, and one that does not.
-REFUSING = [
+# Settings that can refuse user namespaces: their names, the value that does, one that does not.
+SYSCTLS = [
     ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
     ("kernel.unprivileged_userns_clone", "0", "1"),
     ("user.max_user_namespaces", "0", "10000"),
@@ -57,11 +57,11 @@ def enter_namespaces(is_root: bool) -> None:
     uid, gid, namespaces = os.getuid(), os.getgid(), CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS
     outer_network = os.open("/proc/self/ns/net", os.O_RDONLY)
     os.environ["OUTER_NETWORK"] = f"/proc/{os.getpid()}/fd/{outer_network}"
-    unshare(namespaces if is_root else CLONE_NEWUSER | namespaces)
+    call("unshare", namespaces if is_root else CLONE_NEWUSER | namespaces)
     if not is_root:
-        write("/proc/self/setgroups", "deny")
-        write("/proc/self/uid_map", f"0 {uid} 1")
-        write("/proc/self/gid_map", f"0 {gid} 1")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     bring_up_loopback()
 
@@ -71,15 +71,11 @@ def remedy(is_root: bool, error: OSError) -> str:
         return "in a chroot, mount its directory on itself first (mount --bind DIR DIR)"
     if is_root:
         return "give root all its capabilities (docker run --privileged)"
-    allow = [f"{name}={good}" for name, bad, good in REFUSING if sysctl(name) == bad]
-    return "run as root" + (
-        f", or allow user namespaces: sysctl {' '.join(allow)}" if allow else ""
-    )
-
-
-def sysctl(name: str) -> str:
-    path = Path("/proc/sys", name.replace(".", "/"))
-    return path.read_text().strip() if path.exists() else ""
+    for name, refusing, allowing in SYSCTLS:
+        path = Path("/proc/sys", name.replace(".", "/"))
+        if path.exists() and path.read_text().strip() == refusing:
+            return f"run as root, or allow user namespaces: sysctl {name}={allowing}"
+    return "run as root"
 
 
 @contextlib.contextmanager
@@ -89,7 +85,7 @@ def new_network() -> Iterator[None]:
     Sockets, threads and processes that are made in it stay there.
     """
     with open("/proc/thread-self/ns/net") as home:
-        unshare(CLONE_NEWNET)
+        call("unshare", CLONE_NEWNET)
         try:
             bring_up_loopback()
             yield
@@ -97,20 +93,11 @@ def new_network() -> Iterator[None]:
             call("setns", home.fileno(), CLONE_NEWNET)
 
 
-def unshare(flags: int) -> None:
-    call("unshare", flags)
-
-
 def call(function: str, *arguments: object) -> None:
     """Call a function of libc for which os has none before Python 3.12; raise OSError."""
     if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{function}: {os.strerror(number)}")
-
-
-def write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
 
 
 def bring_up_loopback() -> None:
