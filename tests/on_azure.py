@@ -6,8 +6,10 @@ a scale set of two from it, and looks at each. At the end, whatever happened, it
 """
 
 import argparse
+import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -15,13 +17,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterable, List, NamedTuple, TextIO, Tuple
+from typing import List, NamedTuple
 
-from world import readme
+from world import interruption, readme
 from world.sandbox import REPOSITORY
 
+# All that ties this to the README: the guide's blocks are run in their order, from step 1 to step 6,
+# those in Bash on this machine, those for sh as root in the builder. They name the resource groups
+# images and builder, the location westeurope, the VM myvm and the scale set myset.
+CREATE, COPY, CAPTURE, USE = (
+    "### 1. ",
+    "### Keep a copy",
+    "### 5. ",
+    "### 6. ",
+)  # how headings begin
+HERE, BUILDER = "bash", "sh"
+GROUPS = re.compile(r"(--resource-group |az group (?:create|delete) --name )(images|builder)\b")
+JOURNAL = "## See that it worked"
+VMS = ("myvm", "othervm")  # the README's, and one more like it
+
 WARNING = """\
-In the subscription {subscription} this creates, in {location}:
+In the subscription {name} this creates, in {location}:
 
 - the resource group {prefix}-builder: a VM, which an image is made from;
 - the resource group {prefix}-images: a snapshot, a Compute Gallery with one image, two VMs,
@@ -31,20 +47,6 @@ It takes 30 to 60 minutes, and should cost less than 2 US dollars; both are esti
 has run this yet. At the end it deletes both groups, also after an error or Ctrl-C. If there is
 no SSH key in ~/.ssh, one is made. All that is done is logged in {log}.
 """
-GROUPS = re.compile(r"(--resource-group |az group (?:create|delete) --name )(images|builder)\b")
-Place = Tuple[str, int]  # a heading of the README, and the number of a block below it
-CREATE, CONNECT = ("### 1. Create the VM", 0), ("### 1. Create the VM", 1)
-PREPARE: List[Place] = [
-    ("### 2. Remove the agents, keep the network", 0),
-    ("### 2. Remove the agents, keep the network", 1),
-    ("### 3. Install", 0),
-    ("### How do I get in?", 0),
-]
-COPY = ("### Keep a copy", 0)
-GENERALIZE: List[Place] = [("### 4. Generalize", 0), ("### 4. Generalize", 1)]
-CAPTURE: List[Place] = [("### 5. Capture", 0), ("### 5. Capture", 1)]
-CREATE_VM, CREATE_SET = ("### 6. Create VMs", 0), ("### 6. Create VMs", 1)
-VMS = ("myvm", "othervm")  # the README's, and one more like it
 SSH_SECONDS, SETTLE_SECONDS, PAUSE_SECONDS = 600, 300, 10
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # They live for an hour, and nothing secret is sent to them: their host keys need no check.
@@ -61,11 +63,12 @@ Host *
 # As if each block were pasted into the same shell, which stops at an error.
 SHELL = """\
 set -eu
-ssh() {{ command ssh -F {config} "$@"; }}
-scp() {{ command scp -F {config} "$@"; }}
-[ ! -e {variables} ] || . {variables}
+az() {{ command az "$@" --subscription {subscription}; }}
+ssh() {{ command ssh -F '{directory}/ssh_config' "$@"; }}
+scp() {{ command scp -F '{directory}/ssh_config' "$@"; }}
+[ ! -e '{directory}/variables' ] || . '{directory}/variables'
 {text}
-declare -p address image >{variables} 2>/dev/null || true
+declare -p {names} >>'{directory}/variables' 2>/dev/null || true
 """
 # What reads its standard input must not read what comes after it.
 IN_VM = """\
@@ -87,8 +90,9 @@ journalctl --quiet --boot --output=cat --unit=azure-provisioning.service SYSLOG_
 class Run(NamedTuple):
     prefix: str
     location: str
+    subscription: str  # its ID: another one may become the default while this runs
     directory: Path  # for what is needed while it runs
-    log: TextIO
+    log: Path
 
 
 class Machine(NamedTuple):
@@ -106,56 +110,81 @@ class Failure(Exception):
     """A command failed, or a promise was not kept."""
 
 
+# Neither of these two may fail: to tell must never prevent what is told, which may be deleting.
+
+
 def say(run: Run, text: str) -> None:
-    print(text, flush=True)
     note(run, text)
+    with contextlib.suppress(OSError):  # the terminal was closed, or tee has ended
+        os.write(1, f"{text}\n".encode(errors="replace"))  # print would try again at the end
 
 
 def note(run: Run, text: str) -> None:
-    run.log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    run.log.flush()
+    line = f"{time.strftime('%H:%M:%S')} {text}\n"
+    with contextlib.suppress(OSError), open(run.log, "ab") as log:  # the disk may be full
+        log.write(line.encode(errors="replace"))
 
 
 def execute(run: Run, command: List[str], text: str = "") -> str:
     """Run a command with *text* as its input; log all of it, and return what it printed."""
     note(run, f"+ {' '.join(command)}")
-    done = subprocess.run(
+    with subprocess.Popen(
         command,
-        input=text,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=run.log,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        errors="replace",
         cwd=REPOSITORY,
-    )
-    note(run, f"status {done.returncode}\n{done.stdout}")
-    if done.returncode != 0:
-        raise Failure(f"{command[0]} ended with status {done.returncode}: see {run.log.name}")
-    return done.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(text)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                # And what it has started, which must not go on to create what is being deleted.
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    note(run, f"{err}status {process.returncode}\n{out}")
+    if process.returncode != 0:
+        raise Failure(f"{command[0]} ended with status {process.returncode}: see {run.log}")
+    return out
 
 
 def az(run: Run, *arguments: str) -> List[str]:
-    return execute(run, ["az", *arguments, "--output", "tsv"]).splitlines()
+    options = ["--subscription", run.subscription] if run.subscription else []
+    return execute(run, ["az", *arguments, *options, "--output", "tsv"]).splitlines()
 
 
-def block(run: Run, place: Place) -> str:
-    """Return a block of the README, with resource groups and a location of this run's own."""
-    text = readme.block(*place)
-    text = GROUPS.sub(rf"\1{run.prefix}-\2", text)
-    return text.replace("westeurope", run.location)
+def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
+    """Return the guide's blocks for a place, with groups and a location of this run's own.
+
+    They are those below the heading *start*, and the following ones up to the heading *end*.
+    """
+    found, inside = [], False
+    for one in readme.blocks():
+        if one.heading.startswith(start):
+            inside = True
+        elif not end or one.heading.startswith(end):
+            inside = False
+        if inside and one.language == place:
+            text = GROUPS.sub(rf"\1{run.prefix}-\2", one.text)
+            found.append(text.replace("westeurope", run.location))
+    return found
 
 
 def paste(run: Run, text: str, stdin: str = "") -> None:
     """Run a block on this machine."""
-    values = {"config": run.directory / "ssh_config", "variables": run.directory / "variables"}
+    names = " ".join(re.findall(r"^(\w+)=", text, re.MULTILINE)) or "HOME"
+    values = {"directory": run.directory, "subscription": run.subscription, "names": names}
     execute(run, ["bash", "-c", SHELL.format(text=text, **values)], stdin)
 
 
-def paste_into_builder(run: Run, places: Iterable[Place]) -> None:
+def paste_into_builder(run: Run, connect: str, texts: List[str]) -> None:
     """Run blocks in the builder, as root, over the connection that the README makes."""
-    text = IN_VM.format(text="\n".join(block(run, place) for place in places))
+    text = IN_VM.format(text="\n".join(texts))
     note(run, text)
-    paste(run, block(run, CONNECT), text)
+    paste(run, connect, text)
 
 
 def group(run: Run, name: str) -> str:
@@ -227,27 +256,29 @@ def restart(run: Run, group: str, name: str, before: Machine) -> Machine:
 
 def make_image(run: Run) -> None:
     say(run, "Creating the builder")
-    paste(run, block(run, CREATE))
+    create, connect = blocks(run, HERE, CREATE, COPY)
+    paste(run, create)
     address = address_of(run, group(run, "builder"), "builder")
-    say(run, "Steps 2 and 3 in the builder")
+    say(run, "Making an image of it, as far as there is something to see")
     before = boot_id(run, address)
-    paste_into_builder(run, PREPARE)
+    paste_into_builder(run, connect, blocks(run, BUILDER, CREATE, COPY))
     az(run, "vm", "restart", "--resource-group", group(run, "builder"), "--name", "builder")
     check_first_boot(run, look(run, address, other_than=before), "builder")
-    paste(run, block(run, COPY))
-    say(run, "Step 4 in the builder")
-    paste_into_builder(run, GENERALIZE)
+    for text in blocks(run, HERE, COPY, CAPTURE):
+        paste(run, text)
+    say(run, "Generalizing it")
+    paste_into_builder(run, connect, blocks(run, BUILDER, COPY, CAPTURE))
     say(run, "Capturing the image")
-    for place in CAPTURE:
-        paste(run, block(run, place))
+    for text in blocks(run, HERE, CAPTURE):
+        paste(run, text)
 
 
 def check_vms(run: Run) -> None:
-    images = group(run, "images")
-    machines = []
+    images, machines = group(run, "images"), []
+    create_vm, create_set = blocks(run, HERE, USE)
     for name in VMS:
         say(run, f"Creating {name}")
-        paste(run, block(run, CREATE_VM).replace("--name myvm", f"--name {name}"))
+        paste(run, create_vm.replace("--name myvm", f"--name {name}"))
         query = ["--query", "provisioningState"]
         state = az(run, "vm", "show", "--resource-group", images, "--name", name, *query)
         require(state == ["Succeeded"], f"{name}: Azure says {state}")
@@ -256,7 +287,7 @@ def check_vms(run: Run) -> None:
         machines.append(machine)
 
     say(run, "Creating the scale set")
-    paste(run, block(run, CREATE_SET))
+    paste(run, create_set)
     names = set_names(run, images)
     # Its VMs have no address of their own, but are in the network of the first VM.
     cards = ["vmss", "nic", "list", "--resource-group", images, "--vmss-name", "myset"]
@@ -305,72 +336,83 @@ def delete(run: Run) -> bool:
             if az(run, "group", "exists", "--name", name) != ["false"]:
                 say(run, f"Deleting the resource group {name}")
                 az(run, "group", "delete", "--name", name, "--yes")
-        except (Failure, OSError) as error:
-            left.append(name)
-            note(run, str(error))
-    for name in left:
-        say(run, f"NOT DELETED, AND IT COSTS MONEY: run  az group delete --name {name}")
+        except Exception as error:
+            left.append(f"az group delete --subscription {run.subscription} --name {name}")
+            note(run, repr(error))
+    for command in left:
+        say(run, f"NOT DELETED, AND IT COSTS MONEY: run  {command}")
     return not left
-
-
-def terminate(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--location", default="westeurope", help="an Azure region (%(default)s)")
-    parser.add_argument("--log", default="on_azure.log", help="the log file (%(default)s)")
+    parser.add_argument(
+        "--log", type=Path, default="on_azure.log", help="the log file (%(default)s)"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    return parser.parse_args()
+    options = parser.parse_args()
+    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
+    if missing:
+        parser.error(f"not installed: {', '.join(missing)}")
+    try:
+        options.log.write_bytes(b"")
+    except OSError as error:
+        parser.error(f"no log can be written: {error}")
+    return options
+
+
+def may_begin(run: Run, ask: bool) -> bool:
+    (name,) = az(run, "account", "show", "--query", "name")
+    say(run, WARNING.format(name=name, **run._asdict()))
+    if not ask:
+        return True
+    say(run, "Type yes to go on:")
+    return sys.stdin.readline().strip() == "yes"
+
+
+def make_and_check(run: Run) -> int:
+    try:
+        try:
+            make_image(run)
+            check_vms(run)
+        finally:
+            # What comes now must not be interrupted: what is left costs money.
+            interruption.ignore()
+    except KeyboardInterrupt:
+        say(run, "INTERRUPTED")
+    except Failure as error:
+        say(run, f"FAILED: {error}")
+    except Exception as error:
+        say(run, f"FAILED: {error!r}")
+    else:
+        return 0
+    return 1
 
 
 def main() -> int:
     options = parse()
-    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
-    if missing:
-        print(f"not installed: {', '.join(missing)}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGHUP, terminate)
-    prefix = f"azure-provisioning-{int(time.time())}"
-    with tempfile.TemporaryDirectory() as directory, open(options.log, "w") as log:
-        run = Run(prefix, options.location, Path(directory), log)
+    interruption.heed()
+    prefix = f"azure-provisioning-{int(time.time())}-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory() as directory:
+        run = Run(prefix, options.location, "", Path(directory), options.log.resolve())
         (run.directory / "ssh_config").write_text(SSH_CONFIG)
         try:
-            (subscription,) = az(run, "account", "show", "--query", "name")
-        except (Failure, ValueError):
-            print("az has no subscription: run  az login", file=sys.stderr)
-            return 2
-        values = {"prefix": prefix, "location": options.location, "log": os.path.abspath(log.name)}
-        say(run, WARNING.format(subscription=subscription, **values))
-        try:
-            if not options.yes and input("Type yes to go on: ").strip() != "yes":
+            (subscription,) = az(run, "account", "show", "--query", "id")
+            run = run._replace(subscription=subscription)
+            if not may_begin(run, not options.yes):
                 return 2
-        except (EOFError, KeyboardInterrupt):
+        except (Failure, ValueError):
+            say(run, "az has no subscription: run  az login")
             return 2
-        status = 1
-        try:
-            make_image(run)
-            check_vms(run)
-            status = 0
-        except Failure as error:
-            say(run, f"FAILED: {error}")
         except KeyboardInterrupt:
-            say(run, "INTERRUPTED")
-        except Exception as error:
-            say(run, f"FAILED: {error!r}")
-        finally:
-            # From here on a second Ctrl-C must not leave anything that costs money.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            if not delete(run):
-                status = 1
-        say(run, "All is well" if status == 0 else "It did not work")
-        print(
-            "Please report it, with the log; it has the subscription's ID and IP addresses: "
-            f"{values['log']}"
-        )
+            return 2
+        status = make_and_check(run)
+        if not delete(run):
+            status = 1
+    say(run, "All is well" if status == 0 else "It did not work")
+    what = "it has the subscription's ID and IP addresses"
+    say(run, f"Please report it, with the log; {what}: {run.log}")
     return status
 
 
