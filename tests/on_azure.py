@@ -12,29 +12,23 @@ import re
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import List, NamedTuple
 
 from world import interruption, readme
 from world.sandbox import REPOSITORY
 
-# All that ties this to the README: the guide's blocks are run in their order, from step 1 to step 6,
-# those in Bash on this machine, those for sh as root in the builder. They name the resource groups
-# images and builder, the location westeurope, the VM myvm and the scale set myset.
-CREATE, COPY, CAPTURE, USE = (
-    "### 1. ",
-    "### Keep a copy",
-    "### 5. ",
-    "### 6. ",
-)  # how headings begin
+# All that ties this to the README: its guide's blocks are run in their order, those in Bash here,
+# those for sh as root in the builder. They name the resource groups images and builder, the
+# location westeurope, the VM myvm and the scale set myset. Its headings begin so:
+CREATE, COPY, CAPTURE, USE = "### 1. ", "### Keep a copy", "### 5. ", "### 6. "
 HERE, BUILDER = "bash", "sh"
 GROUPS = re.compile(r"(--resource-group |az group (?:create|delete) --name )(images|builder)\b")
 JOURNAL = "## See that it worked"
-VMS = ("myvm", "othervm")  # the README's, and one more like it
 
 WARNING = """\
 In the subscription {name} this creates, in {location}:
@@ -47,8 +41,8 @@ It takes 30 to 60 minutes, and should cost less than 2 US dollars; both are esti
 has run this yet. At the end it deletes both groups, also after an error or Ctrl-C. If there is
 no SSH key in ~/.ssh, one is made. All that is done is logged in {log}.
 """
+VMS = ("myvm", "othervm")  # the README's, and one more like it
 SSH_SECONDS, SETTLE_SECONDS, PAUSE_SECONDS = 600, 300, 10
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # They live for an hour, and nothing secret is sent to them: their host keys need no check.
 SSH_CONFIG = """\
 Host *
@@ -68,7 +62,7 @@ ssh() {{ command ssh -F '{directory}/ssh_config' "$@"; }}
 scp() {{ command scp -F '{directory}/ssh_config' "$@"; }}
 [ ! -e '{directory}/variables' ] || . '{directory}/variables'
 {text}
-declare -p {names} >>'{directory}/variables' 2>/dev/null || true
+declare -p {variables} >>'{directory}/variables' 2>/dev/null || true
 """
 # What reads its standard input must not read what comes after it.
 IN_VM = """\
@@ -80,9 +74,9 @@ set -eu
 LOOK = """\
 set -e
 timeout 300 systemctl is-system-running --wait >&2 || true
-cat /proc/sys/kernel/hostname /etc/machine-id
+cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/hostname /etc/machine-id
 cut -d " " -f 2 /etc/ssh/ssh_host_ed25519_key.pub
-systemctl is-enabled azure-provisioning.service || true
+systemctl show --property=UnitFileState --value azure-provisioning.service
 journalctl --quiet --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
 """
 
@@ -110,7 +104,7 @@ class Failure(Exception):
     """A command failed, or a promise was not kept."""
 
 
-# Neither of these two may fail: to tell must never prevent what is told, which may be deleting.
+# What cannot be told must not prevent the rest, which may be deleting: these two never fail.
 
 
 def say(run: Run, text: str) -> None:
@@ -128,11 +122,11 @@ def note(run: Run, text: str) -> None:
 def execute(run: Run, command: List[str], text: str = "") -> str:
     """Run a command with *text* as its input; log all of it, and return what it printed."""
     note(run, f"+ {' '.join(command)}")
-    with subprocess.Popen(
+    with Popen(
         command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         text=True,
         errors="replace",
         cwd=REPOSITORY,
@@ -151,9 +145,10 @@ def execute(run: Run, command: List[str], text: str = "") -> str:
     return out
 
 
-def az(run: Run, *arguments: str) -> List[str]:
-    options = ["--subscription", run.subscription] if run.subscription else []
-    return execute(run, ["az", *arguments, *options, "--output", "tsv"]).splitlines()
+def az(run: Run, command: str, *options: str) -> List[str]:
+    subscription = ["--subscription", run.subscription] if run.subscription else []
+    command_line = ["az", *command.split(), *options, *subscription, "--output", "tsv"]
+    return execute(run, command_line).splitlines()
 
 
 def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
@@ -175,9 +170,10 @@ def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
 
 def paste(run: Run, text: str, stdin: str = "") -> None:
     """Run a block on this machine."""
-    names = " ".join(re.findall(r"^(\w+)=", text, re.MULTILINE)) or "HOME"
-    values = {"directory": run.directory, "subscription": run.subscription, "names": names}
-    execute(run, ["bash", "-c", SHELL.format(text=text, **values)], stdin)
+    variables = " ".join(re.findall(r"^(\w+)=", text, re.MULTILINE)) or "HOME"
+    values = {"directory": run.directory, "subscription": run.subscription}
+    script = SHELL.format(text=text, variables=variables, **values)
+    execute(run, ["bash", "-c", script], stdin)
 
 
 def paste_into_builder(run: Run, connect: str, texts: List[str]) -> None:
@@ -187,43 +183,26 @@ def paste_into_builder(run: Run, connect: str, texts: List[str]) -> None:
     paste(run, connect, text)
 
 
-def group(run: Run, name: str) -> str:
-    return f"{run.prefix}-{name}"
-
-
 def address_of(run: Run, group: str, name: str) -> str:
     query = ["--show-details", "--query", "publicIps"]
-    (address,) = az(run, "vm", "show", "--resource-group", group, "--name", name, *query)
+    (address,) = az(run, "vm show", "--resource-group", group, "--name", name, *query)
     return address
 
 
-def log_in(run: Run, address: str, command: str, text: str = "", through: str = "") -> str:
-    """Run a command in a VM; *through*: a VM that can reach it."""
+def look(run: Run, address: str, other_than: str = "", through: str = "") -> Machine:
+    """Wait until a VM lets us log in, in another boot; *through*: a VM that can reach it."""
     jump = ["-J", f"builder@{through}"] if through else []
-    ssh = ["ssh", "-F", str(run.directory / "ssh_config"), *jump, f"builder@{address}"]
-    return execute(run, [*ssh, command], text)
-
-
-def boot_id(run: Run, address: str, other_than: str = "", through: str = "") -> str:
-    """Wait until a VM lets us log in, in another boot than that; return which boot it is."""
+    ssh = ["ssh", "-F", str(run.directory / "ssh_config"), *jump, f"builder@{address}", "sudo sh"]
     deadline = time.monotonic() + SSH_SECONDS
     while time.monotonic() < deadline:
         try:
-            found = log_in(run, address, f"cat {BOOT_ID}", through=through).strip()
-            if found != other_than:
-                return found
+            boot_id, name, machine_id, key, enabled, *journal = execute(run, ssh, LOOK).splitlines()
+            if boot_id != other_than:
+                return Machine(boot_id, name, machine_id, key, enabled, journal)
         except Failure as error:
             note(run, f"{address} is not ready: {error}")
         time.sleep(PAUSE_SECONDS)
     raise Failure(f"could not log in to {address} in {SSH_SECONDS} s")
-
-
-def look(run: Run, address: str, through: str = "", other_than: str = "") -> Machine:
-    boot = boot_id(run, address, other_than, through)
-    name, machine_id, host_key, enabled, *journal = log_in(
-        run, address, "sudo sh", LOOK, through
-    ).splitlines()
-    return Machine(boot, name, machine_id, host_key, enabled, journal)
 
 
 def require(condition: bool, what: str) -> None:
@@ -234,39 +213,31 @@ def require(condition: bool, what: str) -> None:
 def check_first_boot(run: Run, machine: Machine, name: str) -> None:
     require(machine.name == name, f"the host name is {machine.name}, not {name}")
     require(machine.enabled == "disabled", f"{name}: the unit is {machine.enabled}, not disabled")
-    expected = readme.block("## See that it worked").splitlines()
     # Times of trouble add lines; that is no failure, and the log has them.
     rest = iter(machine.journal)
-    for line in expected:
+    for line in readme.block(JOURNAL).splitlines():
         pattern = re.escape(line.replace("myvm set", f"{name} set"))
         if line.startswith("Goal state: "):
             pattern = r"Goal state: incarnation \S+, container \S+, instance \S+"
         found = any(re.fullmatch(pattern, one) for one in rest)
         require(found, f"{name}: its journal lacks, in order: {line}")
     say(run, f"{name}: named, and its journal has the six lines")
-    for line in machine.journal:
-        note(run, f"{name}: {line}")
-
-
-def restart(run: Run, group: str, name: str, before: Machine) -> Machine:
-    say(run, f"{name}: restarting")
-    az(run, "vm", "restart", "--resource-group", group, "--name", name)
-    return look(run, address_of(run, group, name), other_than=before.boot_id)
 
 
 def make_image(run: Run) -> None:
     say(run, "Creating the builder")
     create, connect = blocks(run, HERE, CREATE, COPY)
     paste(run, create)
-    address = address_of(run, group(run, "builder"), "builder")
-    say(run, "Making an image of it, as far as there is something to see")
-    before = boot_id(run, address)
+    builder = f"{run.prefix}-builder"
+    address = address_of(run, builder, "builder")
+    before = look(run, address)
+    say(run, "Steps 2 and 3 in the builder")
     paste_into_builder(run, connect, blocks(run, BUILDER, CREATE, COPY))
-    az(run, "vm", "restart", "--resource-group", group(run, "builder"), "--name", "builder")
-    check_first_boot(run, look(run, address, other_than=before), "builder")
+    az(run, "vm restart", "--resource-group", builder, "--name", "builder")
+    check_first_boot(run, look(run, address, before.boot_id), "builder")
     for text in blocks(run, HERE, COPY, CAPTURE):
         paste(run, text)
-    say(run, "Generalizing it")
+    say(run, "Step 4 in the builder")
     paste_into_builder(run, connect, blocks(run, BUILDER, COPY, CAPTURE))
     say(run, "Capturing the image")
     for text in blocks(run, HERE, CAPTURE):
@@ -274,54 +245,49 @@ def make_image(run: Run) -> None:
 
 
 def check_vms(run: Run) -> None:
-    images, machines = group(run, "images"), []
+    images = f"{run.prefix}-images"
     create_vm, create_set = blocks(run, HERE, USE)
+    machines = []
     for name in VMS:
         say(run, f"Creating {name}")
         paste(run, create_vm.replace("--name myvm", f"--name {name}"))
-        query = ["--query", "provisioningState"]
-        state = az(run, "vm", "show", "--resource-group", images, "--name", name, *query)
-        require(state == ["Succeeded"], f"{name}: Azure says {state}")
-        machine = look(run, address_of(run, images, name))
-        check_first_boot(run, machine, name)
-        machines.append(machine)
+        machines.append(look(run, address_of(run, images, name)))
+        check_first_boot(run, machines[-1], name)
 
     say(run, "Creating the scale set")
     paste(run, create_set)
     names = set_names(run, images)
     # Its VMs have no address of their own, but are in the network of the first VM.
-    cards = ["vmss", "nic", "list", "--resource-group", images, "--vmss-name", "myset"]
-    addresses = az(run, *cards, "--query", "[].ipConfigurations[0].privateIPAddress")
+    query = ["--query", "[].ipConfigurations[0].privateIPAddress"]
+    options = ["--resource-group", images, "--vmss-name", "myset", *query]
     through = address_of(run, images, VMS[0])
-    members = [look(run, address, through) for address in addresses]
+    members = [look(run, one, through=through) for one in az(run, "vmss nic list", *options)]
     found = sorted(machine.name for machine in members)
     require(found == sorted(names), f"the set: its VMs are called {found}, not {names}")
     for machine in members:
         check_first_boot(run, machine, machine.name)
     machines += members
 
-    for what, values in (
-        ("machine ID", [machine.machine_id for machine in machines]),
-        ("SSH host key", [machine.host_key for machine in machines]),
-    ):
-        require(len(set(values)) == 4, f"VMs share their {what}: {values}")
-        say(run, f"Each VM has its own {what}")
+    require(len({one.machine_id for one in machines}) == 4, f"VMs share a machine ID: {machines}")
+    require(len({one.host_key for one in machines}) == 4, f"VMs share a host key: {machines}")
+    say(run, "Each VM has its own machine ID and SSH host key")
     for name, machine in zip(VMS, machines):
-        again = restart(run, images, name, machine)
-        silent = again.journal == [] and again.enabled == "disabled"
-        require(silent, f"{name}: its second boot was not silent: {again}")
-        kept = (again.name, again.machine_id) == (machine.name, machine.machine_id)
-        require(kept, f"{name}: it changed with its second boot: {again}")
+        say(run, f"{name}: restarting")
+        az(run, "vm restart", "--resource-group", images, "--name", name)
+        again = look(run, address_of(run, images, name), machine.boot_id)
+        # Silent, and otherwise the same as before.
+        expected = machine._replace(boot_id=again.boot_id, journal=[])
+        require(again == expected, f"{name}: its second boot changed something: {again}")
         say(run, f"{name}: its second boot was silent")
 
 
 def set_names(run: Run, group: str) -> List[str]:
     """Return the names of the scale set's VMs, once the ones that Azure made to spare are gone."""
-    arguments = ["vmss", "list-instances", "--resource-group", group, "--name", "myset"]
-    arguments += ["--query", "[].[provisioningState, osProfile.computerName]"]
+    options = ["--resource-group", group, "--name", "myset"]
+    options += ["--query", "[].[provisioningState, osProfile.computerName]"]
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        rows = [row.split("\t") for row in az(run, *arguments)]
+        rows = [row.split("\t") for row in az(run, "vmss list-instances", *options)]
         if [state for state, _ in rows] == ["Succeeded"] * 2:
             return [name for _, name in rows]
         require(time.monotonic() < deadline, f"the set: Azure says {rows}")
@@ -331,47 +297,21 @@ def set_names(run: Run, group: str) -> List[str]:
 def delete(run: Run) -> bool:
     """Delete what the run has made; return whether nothing is left."""
     left = []
-    for name in (group(run, "images"), group(run, "builder")):
+    for name in (f"{run.prefix}-images", f"{run.prefix}-builder"):
         try:
-            if az(run, "group", "exists", "--name", name) != ["false"]:
+            if az(run, "group exists", "--name", name) != ["false"]:
                 say(run, f"Deleting the resource group {name}")
-                az(run, "group", "delete", "--name", name, "--yes")
+                az(run, "group delete", "--name", name, "--yes")
         except Exception as error:
-            left.append(f"az group delete --subscription {run.subscription} --name {name}")
+            left.append(name)
             note(run, repr(error))
-    for command in left:
+    for name in left:
+        command = f"az group delete --subscription {run.subscription} --name {name}"
         say(run, f"NOT DELETED, AND IT COSTS MONEY: run  {command}")
     return not left
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--location", default="westeurope", help="an Azure region (%(default)s)")
-    parser.add_argument(
-        "--log", type=Path, default="on_azure.log", help="the log file (%(default)s)"
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    options = parser.parse_args()
-    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
-    if missing:
-        parser.error(f"not installed: {', '.join(missing)}")
-    try:
-        options.log.write_bytes(b"")
-    except OSError as error:
-        parser.error(f"no log can be written: {error}")
-    return options
-
-
-def may_begin(run: Run, ask: bool) -> bool:
-    (name,) = az(run, "account", "show", "--query", "name")
-    say(run, WARNING.format(name=name, **run._asdict()))
-    if not ask:
-        return True
-    say(run, "Type yes to go on:")
-    return sys.stdin.readline().strip() == "yes"
-
-
-def make_and_check(run: Run) -> int:
+def make_and_check(run: Run) -> bool:
     try:
         try:
             make_image(run)
@@ -386,8 +326,27 @@ def make_and_check(run: Run) -> int:
     except Exception as error:
         say(run, f"FAILED: {error!r}")
     else:
-        return 0
-    return 1
+        return True
+    return False
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--location", default="westeurope", help="an Azure region (%(default)s)")
+    parser.add_argument("--log", default="on_azure.log", help="the log file (%(default)s)")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    options = parser.parse_args()
+    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
+    if missing:
+        parser.error(f"not installed: {', '.join(missing)}")
+    return options
+
+
+def may_begin(run: Run, name: str, ask: bool) -> bool:
+    say(run, WARNING.format(name=name, **run._asdict()))
+    if ask:
+        say(run, "Type yes to go on:")
+    return not ask or sys.stdin.readline().strip() == "yes"
 
 
 def main() -> int:
@@ -395,25 +354,28 @@ def main() -> int:
     interruption.heed()
     prefix = f"azure-provisioning-{int(time.time())}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as directory:
-        run = Run(prefix, options.location, "", Path(directory), options.log.resolve())
-        (run.directory / "ssh_config").write_text(SSH_CONFIG)
+        run = Run(prefix, options.location, "", Path(directory), Path(options.log).resolve())
         try:
-            (subscription,) = az(run, "account", "show", "--query", "id")
+            (run.directory / "ssh_config").write_text(SSH_CONFIG)
+            run.log.write_text("")
+            subscription, name = az(run, "account show", "--query", "[id, name]")
             run = run._replace(subscription=subscription)
-            if not may_begin(run, not options.yes):
+            if not may_begin(run, name, not options.yes):
                 return 2
         except (Failure, ValueError):
             say(run, "az has no subscription: run  az login")
             return 2
+        except OSError as error:
+            say(run, str(error))
+            return 2
         except KeyboardInterrupt:
             return 2
-        status = make_and_check(run)
-        if not delete(run):
-            status = 1
-    say(run, "All is well" if status == 0 else "It did not work")
+        good = make_and_check(run)
+        good = delete(run) and good
+    say(run, "All is well" if good else "It did not work")
     what = "it has the subscription's ID and IP addresses"
     say(run, f"Please report it, with the log; {what}: {run.log}")
-    return status
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
