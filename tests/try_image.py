@@ -8,8 +8,8 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,7 +27,7 @@ READY_SECONDS = 1200  # as long as the unit tries
 SETTLE_SECONDS = 10  # after Ready, for a second report and a host name
 SSH_SECONDS = 300  # for an SSH server that is there, and may first make keys
 OFF_SECONDS = 90  # from the power button to the end
-EMULATED = 2  # times as much without KVM
+EMULATED = 2  # times as long without KVM
 # For an image that fetches one. Nobody has the other half.
 SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBcs2o+rO5GPVOIwbFO0ZgR0/JH0CvN7whsU5alztJn+ nobody"
 
@@ -80,15 +80,12 @@ class Trial(NamedTuple):
     format: str
     arch: Arch
     kvm: bool
+    pace: int  # longer where it is emulated
     uefi: bool
     timeout: float
     directory: Path
     console: Path
     host: SimulatedHost
-
-    @property
-    def pace(self) -> int:
-        return 1 if self.kvm else EMULATED
 
 
 Promise = Tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
@@ -125,21 +122,6 @@ def disk_format(image: Path) -> str:
         if file.read(8) == b"conectix":
             return "vpc"
     return str(json.loads(qemu_img("info", "--output=json", str(image)))["format"])
-
-
-def remarks_on_vhd(image: Path) -> List[str]:
-    """Say what Azure would not take; everything else must become a fixed VHD first."""
-    with open(image, "rb") as file:
-        file.seek(-512, os.SEEK_END)
-        footer = file.read()
-    (size,) = struct.unpack(">Q", footer[48:56])
-    (kind,) = struct.unpack(">I", footer[60:64])
-    remarks = []
-    if kind != 2:
-        remarks.append("Azure takes only a fixed VHD (qemu-img: -o subformat=fixed,force_size)")
-    if size % (1 << 20):
-        remarks.append(f"Azure takes no VHD of {size} bytes: its size must be whole MiB")
-    return remarks
 
 
 def has_esp(image: Path, kind: str, directory: Path) -> bool:
@@ -278,8 +260,11 @@ def boot(trial: Trial, number: int, quiet: float, again: bool = False, patience:
 
     Before that fetch the SSH host keys, with some *patience*.
     """
+    # Interrupted while it is started, one would not know what to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)
     process = start(*qemu(trial, number), console=trial.console)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
         seen = Boot(trial.host, trial.directory / "dnsmasq")
         trial.host.on_request = seen.take_request
         while process.poll() is None and seen.now() < trial.timeout:
@@ -346,8 +331,8 @@ def judge(first: Boot, others: List[Boot], name: str) -> List[Promise]:
     return [
         (first.accepted == 1, f"Ready accepted {times}, first after {first.ready:.1f} s"),
         judge_silence(others[0]),
-        judge_first_name(first.name, name),
-        judge_name(others[0].name, name),
+        judge_dns("first", first.name, name, may_lack=True),
+        judge_dns("second", others[0].name, name),
         judge_keys(*(one.keys for one in others)),
     ]
 
@@ -364,20 +349,12 @@ def judge_silence(second: Boot) -> Promise:
     return True, f"the second boot was silent for {second.seconds:.0f} s"
 
 
-def judge_first_name(asked: str, name: str) -> Promise:
-    """Azure's DNS takes the name from there, but no image must have it there so soon."""
+def judge_dns(which: str, asked: str, name: str, may_lack: bool = False) -> Promise:
+    """Azure's DNS has the name that the last lease was asked for as, if any."""
+    text = f"after the {which} boot Azure's DNS would have {asked or 'no name'}"
     if asked.split(".")[0] == name:
-        return True, f"the first boot asked for a lease as {name}, once that was its name"
-    as_what = f"only as {asked}" if asked else "without a host name"
-    return None, f"the first boot asked for a lease {as_what}: {name} is not yet in Azure's DNS"
-
-
-def judge_name(asked: str, name: str) -> Promise:
-    if not asked:
-        return None, "the second lease was asked for without a host name"
-    if asked.split(".")[0] == name:
-        return True, f"the second lease was asked for as {asked}"
-    return False, f"the second lease was asked for as {asked}, not as {name}"
+        return True, text
+    return (None if may_lack or not asked else False), f"{text}, not {name}"
 
 
 def judge_keys(keys: List[str], others: Sequence[str] = ()) -> Promise:
@@ -464,14 +441,13 @@ def prepare(options: argparse.Namespace, directory: Path, host: SimulatedHost) -
     firmware = "UEFI" if uefi else "BIOS"
     speed = "KVM" if kvm else "software emulation, which is slow"
     print(f"{image}: {kind}, {what}; tried with {firmware} and {speed}")
-    for remark in remarks_on_vhd(image) if kind == "vpc" else []:
-        print("Note:", remark)
     handle, console = tempfile.mkstemp(prefix="try-image-", suffix=".console")
     os.close(handle)
     print("Console:", console, flush=True)
     arch = arch._replace(cpu=options.cpu or arch.cpu)
+    pace = 1 if kvm else EMULATED
     place = (directory, Path(console), host)
-    return Trial(image, kind, arch, kvm, uefi, options.timeout, *place)
+    return Trial(image, kind, arch, kvm, pace, uefi, options.timeout, *place)
 
 
 def main() -> int:
