@@ -19,7 +19,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from world import interruption
 from world.boot import TAP, dhcp, start
-from world.host import Request, SimulatedHost, Vm, arm
+from world.host import Request, SimulatedHost, Vm
 from world.images import ASSET_TAG
 from world.network import PLATFORM_ENDPOINTS, isolate
 
@@ -34,7 +34,7 @@ SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBcs2o+rO5GPVOIwbFO0ZgR0/JH0CvN7w
 EPILOG = """\
 IMAGE is never written to. What counts is what the platform sees, so the image may have any agent:
 cloud-init, waagent, azure-init, this project's, or your own. Nothing leaves the network namespace
-in which it runs. FAULT is what tests/simulated_host.py takes, for example goalstate:503:3x.
+in which it runs.
 
 Exit status: 0 if all promises are kept, 1 if one is not, 2 if it could not be tried.
 """
@@ -46,31 +46,27 @@ PROBE = bytes.fromhex("b010e6f4f4").ljust(510, b"\0") + b"\x55\xaa"
 
 class Arch(NamedTuple):
     program: str
-    package: str
     machine: str
     cpu: str  # without KVM; QEMU's own default for pointer authentication is slow
-    uefi: str  # its code, and its variables; and where they come from
+    uefi: str  # its code, and its variables
     variables: str
-    uefi_package: str
+    packages: str
 
 
 ARCHS = {
     "x86_64": Arch(
-        *("qemu-system-x86_64", "qemu-system-x86", "q35", "max"),
-        *("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
+        *("qemu-system-x86_64", "q35", "max"),
+        *("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+        "qemu-system-x86 ovmf",
     ),
     "aarch64": Arch(
-        *("qemu-system-aarch64", "qemu-system-arm", "virt", "max,pauth-impdef=on"),
-        *("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd", "qemu-efi-aarch64"),
+        *("qemu-system-aarch64", "virt", "max,pauth-impdef=on"),
+        *("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),
+        "qemu-system-arm qemu-efi-aarch64",
     ),
 }
-PACKAGES = {  # of the programs that every trial needs
-    "dnsmasq": "dnsmasq-base",
-    "ip": "iproute2",
-    "qemu-img": "qemu-utils",
-    "setpriv": "util-linux",
-    "ssh-keyscan": "openssh-client",
-}
+PROGRAMS = "dnsmasq ip qemu-img setpriv ssh-keyscan".split()
+PACKAGES = "dnsmasq-base iproute2 qemu-utils util-linux openssh-client"
 
 
 class Trial(NamedTuple):
@@ -94,13 +90,13 @@ Promise = Tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
 # ---- What kind of disk it is
 
 
-def check_packages(arch: Arch, uefi: bool) -> None:
-    programs = {**PACKAGES, arch.program: arch.package}
-    missing = [package for program, package in programs.items() if not shutil.which(program)]
-    if uefi and not os.path.exists(arch.uefi):
-        missing.append(arch.uefi_package)
+def check_programs(arch: Arch) -> None:
+    missing = [
+        one for one in [*PROGRAMS, arch.program, arch.uefi] if not shutil.which(one, os.F_OK)
+    ]
     if missing:
-        raise ValueError(f"something is missing; first: apt-get install {' '.join(missing)}")
+        packages = f"{PACKAGES} {arch.packages}"
+        raise ValueError(f"{' '.join(missing)}: missing; first: apt-get install {packages}")
 
 
 def qemu_img(*arguments: str) -> str:
@@ -294,33 +290,23 @@ CONSOLE_SAYS = {
 }
 
 
-def likely_reasons(seen: Boot, console: str) -> List[str]:
+def likely_reason(seen: Boot, console: str) -> str:
     """Say why Ready may be missing, as the README's table of symptoms does."""
-    said = [reason for words, reason in CONSOLE_SAYS.items() if words in console]
     failures = re.findall("(?:Goal state|Health report) failed: [ -~]*", console)
-    return said or [likely_reason(seen), *failures[-1:]]
-
-
-def likely_reason(seen: Boot) -> str:
-    """Say why by what the platform saw."""
-    reports = [request for request in seen.requests if request.method == "POST"]
+    for words, reason in CONSOLE_SAYS.items():
+        if words in console:
+            return reason
     if seen.ended:
         return "the machine went off: its console says why"
-    if reports:
-        return f"its reports were refused: the last answer was {reports[-1].answer}"
-    if any("goalstate" in request.target for request in seen.requests):
-        return "it fetched the goal state and reported nothing: its journal says why"
+    if failures:
+        return str(failures[-1])
+    if any(request.method == "POST" for request in seen.requests):
+        return "its reports were refused"
     if seen.requests:
         return "it talks to the platform, but nothing in it reports Ready"
     if seen.lease is not None:
-        return (
-            "nothing in it asked the platform: the unit, or another agent, is not enabled, or waits"
-            " for something; or a firewall in it holds back the requests"
-        )
-    return (
-        "it asked for no address: it has no network manager, or one for another card (step 2 of the"
-        " README); or it did not boot at all: its console says"
-    )
+        return "the unit, or another agent, is not enabled, or waits; or a firewall holds it back"
+    return "it has no network manager, or one for another card (README: step 2); or did not boot"
 
 
 def judge(first: Boot, others: List[Boot], name: str) -> List[Promise]:
@@ -367,18 +353,6 @@ def judge_keys(keys: List[str], others: Sequence[str] = ()) -> Promise:
     return True, "two machines of this image share no SSH host key"
 
 
-def print_verdict(promises: List[Promise], reasons: List[str], console: Path) -> bool:
-    good = all(kept is not False for kept, _ in promises)
-    print()
-    for kept, text in promises:
-        print(f"{ {True: 'yes', False: 'NO', None: '?'}[kept]:>4}  {text}")
-    for reason in reasons:
-        print("      likely:", reason)
-    print("\nVerdict:", "good" if good else "BAD: Azure would reboot such a VM, or it is not right")
-    print("Console:", console)
-    return good
-
-
 # ---- The trial
 
 
@@ -398,10 +372,8 @@ def try_image(trial: Trial) -> bool:
     settle = SETTLE_SECONDS * trial.pace
     print("First boot")
     name = new_machine(trial, 1)
-    first, others, reasons = boot(trial, 1, settle), [], []
-    if first.ready is None:
-        reasons = likely_reasons(first, trial.console.read_text(errors="replace"))
-    else:
+    first, others = boot(trial, 1, settle), []
+    if first.ready is not None:
         print("Second boot of the same disk")
         quiet = settle + 2 * max(first.ready - (first.lease or 0), 0)
         others.append(boot(trial, 1, quiet, again=True))
@@ -409,7 +381,17 @@ def try_image(trial: Trial) -> bool:
         print("First boot of another machine")
         new_machine(trial, 2)
         others.append(boot(trial, 2, settle, patience=SSH_SECONDS * trial.pace))
-    return print_verdict(judge(first, others, name), reasons, trial.console)
+    promises = judge(first, others, name)
+    print()
+    for kept, text in promises:
+        print(f"{ {True: 'yes', False: 'NO', None: '?'}[kept]:>4}  {text}")
+    if first.ready is None:
+        reason = likely_reason(first, trial.console.read_text(errors="replace"))
+        print("      likely:", reason)
+    good = all(kept is not False for kept, _ in promises)
+    print("\nVerdict:", "good" if good else "BAD: Azure would reboot such a VM, or it is not right")
+    print("Console:", trial.console)
+    return good
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -420,7 +402,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arch", choices=ARCHS, default=platform.machine())
     parser.add_argument("--firmware", choices=["uefi", "bios"], help="else as the partitions say")
     parser.add_argument("--cpu", help="QEMU's -cpu, without KVM")
-    parser.add_argument("--fault", action="append", default=[], help="trouble on the platform")
     parser.add_argument(
         "--timeout", type=float, default=READY_SECONDS, help="seconds for a boot (%(default)s)"
     )
@@ -435,7 +416,6 @@ def prepare(options: argparse.Namespace, directory: Path, host: SimulatedHost) -
     uefi = options.firmware == "uefi" or (options.firmware is None and esp)
     if not uefi and options.arch != "x86_64":
         raise ValueError(f"{options.arch} has no BIOS: its disks need an EFI system partition")
-    check_packages(arch, uefi)
     kvm = kvm_works(options.arch, directory)
     what = "an EFI system partition" if esp else "no EFI system partition"
     firmware = "UEFI" if uefi else "BIOS"
@@ -457,7 +437,7 @@ def main() -> int:
             raise ValueError("it needs root")
         if not options.image.is_file():
             raise ValueError(f"there is no file {options.image}")
-        check_packages(ARCHS[options.arch], uefi=False)
+        check_programs(ARCHS[options.arch])
         problem = isolate()
         if problem:
             raise ValueError(problem)
@@ -465,8 +445,6 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="try-image-") as name:
             directory = Path(name)
             with SimulatedHost(Vm(), *PLATFORM_ENDPOINTS) as host:
-                for fault in options.fault:
-                    arm(host, fault)
                 trial = prepare(options, directory, host)
                 with dhcp(directory):
                     return 0 if try_image(trial) else 1

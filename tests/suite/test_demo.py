@@ -12,7 +12,7 @@ WITHOUT_PROC = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc; ex
 def test_it_shows_one_vm_from_the_goal_state_to_its_name() -> None:
     done = subprocess.run(DEMO, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert "has a VM web_11 with the computer name web000011.\n" in done.stdout
+    assert "has the VM web_11, with the computer name web000011.\n" in done.stdout
     assert "999999999999._web_11\n" in done.stdout
     assert done.stdout.endswith(" host name is web000011, /etc/hostname has web000011\n")
 

@@ -49,7 +49,7 @@ vmss nic list --resource-group= --vmss-name=
 """
 GLOBAL = "[--output=] [--query=] [--subscription=]"
 GALLERY_IMAGE = "/galleries/gallery/images/appliance"
-ADDRESSES = {"builder": "192.0.2.1", "myvm": "192.0.2.2", "othervm": "192.0.2.3"}
+ADDRESSES = {"builder": "192.0.2.1", "myvm": "192.0.2.2"}
 SET_ADDRESSES = {"myset000000": "10.0.0.5", "myset000001": "10.0.0.6"}
 DEFAULTS = ("00000000-aaaa", "00000000-bbbb")  # subscriptions: the default, and the next one
 BROKEN, HOME = os.environ.get("BROKEN", ""), Path(os.environ["HOME"])
