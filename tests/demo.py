@@ -22,7 +22,8 @@ def main() -> int:
         machine = os.path.join(directory, "machine")
         sandbox.create(machine)
         kernel, _ = sandbox.names(machine)
-        print(f"A simulated host has the VM {vm.name}, with the computer name {vm.computer_name}.")
+        called = f"{vm.name} with the computer name {vm.computer_name}"
+        print(f"A simulated Azure host has a VM {called}.")
         print(f"On a simulated machine that is still called {kernel}, the script prints:\n")
         sys.stdout.flush()
         status = subprocess.call([sys.executable, sandbox.__file__, machine, *host.options()])

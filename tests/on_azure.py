@@ -27,7 +27,7 @@ from world.sandbox import REPOSITORY
 # location westeurope, the VM myvm and the scale set myset. Its headings begin so:
 CREATE, COPY, CAPTURE, USE = "### 1. ", "### Keep a copy", "### 5. ", "### 6. "
 HERE, BUILDER = "bash", "sh"
-GROUPS = re.compile(r"(--resource-group |az group (?:create|delete) --name )(images|builder)\b")
+GROUPS = re.compile(r"(--resource-group |az group \w+ --name )(images|builder)\b")
 JOURNAL = "## See that it worked"
 
 WARNING = """\
@@ -61,7 +61,9 @@ ssh() {{ command ssh -F '{directory}/ssh_config' "$@"; }}
 scp() {{ command scp -F '{directory}/ssh_config' "$@"; }}
 [ ! -e '{directory}/variables' ] || . '{directory}/variables'
 {text}
-declare -p {variables} >>'{directory}/variables' 2>/dev/null || true
+compgen -v | while read -r _name; do
+    case $_name in [a-z]*) declare -p "$_name" ;; esac
+done >'{directory}/variables'
 """
 # What reads its standard input must not read what comes after it.
 IN_VM = """\
@@ -169,9 +171,7 @@ def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
 
 def paste(run: Run, text: str, stdin: str = "") -> None:
     """Run a block on this machine."""
-    variables = " ".join(re.findall(r"^(\w+)=", text, re.MULTILINE)) or "HOME"
-    values = {"directory": run.directory, "subscription": run.subscription}
-    script = SHELL.format(text=text, variables=variables, **values)
+    script = SHELL.format(text=text, directory=run.directory, subscription=run.subscription)
     execute(run, ["bash", "-c", script], stdin)
 
 
@@ -225,12 +225,13 @@ def check_first_boot(run: Run, machine: Machine, name: str) -> None:
 
 def make_image(run: Run) -> None:
     say(run, "Creating the builder")
-    create, connect = blocks(run, HERE, CREATE, COPY)
-    paste(run, create)
+    *creating, connect = blocks(run, HERE, CREATE, COPY)
+    for text in creating:
+        paste(run, text)
     builder = f"{run.prefix}-builder"
     address = address_of(run, builder, "builder")
     before = look(run, address)
-    say(run, "Steps 2 and 3 in the builder")
+    say(run, "Step 3 in the builder")
     paste_into_builder(run, connect, blocks(run, BUILDER, CREATE, COPY))
     az(run, "vm restart", "--resource-group", builder, "--name", "builder")
     check_first_boot(run, look(run, address, before.boot_id), "builder")

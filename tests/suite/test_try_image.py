@@ -12,15 +12,13 @@ import pytest
 
 import try_image
 from conftest import require, require_tools, wait_until
-from world import interruption, readme
+from world import interruption
 from world.disks import make_uefi_disk
 from world.host import SimulatedHost
 from world.images import ARM64, IMAGES, build_from_scratch, fresh_disk, in_checkout, install
 from world.sandbox import REPOSITORY
 
 COMMAND = [sys.executable, f"{REPOSITORY}/tests/try_image.py"]
-NETWORK = readme.block("### 2. Remove the agents, keep the network", 1)
-SSH_HOST_KEYS = readme.block("### 4. Generalize", 1)
 INITIAL_RAM_DISK = "update-initramfs -c -k all"  # which mkosi makes only for disks of its own
 DISK_TOOLS = "mmd mcopy mkfs.vfat mke2fs sfdisk".split()
 
@@ -36,7 +34,7 @@ def test_a_disk_from_scratch_gets_a_good_verdict(
     assert pytestconfig.cache
     tree = build_from_scratch(pytestconfig.cache.mkdir("images"))
     with fresh_disk(tree, tmp_path / "machine") as root:
-        in_checkout(root, "\n".join([NETWORK, SSH_HOST_KEYS, INITIAL_RAM_DISK]))
+        in_checkout(root, INITIAL_RAM_DISK)
         disk = make_uefi_disk(root, tmp_path, "mitigations=off norandmaps")
     assert_good_verdict(disk)
 
@@ -64,7 +62,6 @@ if [name for name in IMAGES if name.endswith(ARM64)]:  # only by hand
         require_tools("qemu-system-aarch64", *DISK_TOOLS)
         with fresh_disk(image, tmp_path / "machine") as root:
             install(root)
-            in_checkout(root, "\n".join([NETWORK, SSH_HOST_KEYS]))
             disk = make_uefi_disk(root, tmp_path, arch="aarch64")
         assert_good_verdict(disk, "--arch=aarch64")
 

@@ -19,18 +19,14 @@ from typing import Any, Dict, List, NoReturn, Tuple
 # What the README and on_azure.py use, as the help of Azure CLI 2.91 has it: extend it from there.
 COMMANDS = """\
 account show
-feature register --name= --namespace=
-feature show --name= --namespace=
 group create --location= --name=
 group delete --name= [--yes]
 group exists --name=
-image create --name= --resource-group= --source= [--hyper-v-generation=V1|V2]
-provider register --namespace= [--wait]
 sig create --gallery-name= --resource-group=
 sig image-definition create --gallery-image-definition= --gallery-name= --offer=\
  --os-type=Linux|Windows --publisher= --resource-group= --sku= [--architecture=Arm64|x64]\
- [--features=SecurityType=TrustedLaunch] [--hyper-v-generation=V1|V2]\
- [--os-state=Generalized|Specialized]
+ [--features=SecurityType=TrustedLaunch|SecurityType=TrustedLaunchSupported]\
+ [--hyper-v-generation=V1|V2] [--os-state=Generalized|Specialized]
 sig image-definition show --gallery-image-definition= --gallery-name= --resource-group=
 sig image-version create --gallery-image-definition= --gallery-image-version= --gallery-name=\
  --resource-group= [--virtual-machine=]
@@ -43,7 +39,7 @@ vm restart --name= --resource-group=
 vm show --name= --resource-group= [--show-details]
 vmss create --name= --resource-group= [--admin-username=] [--enable-agent=false|true]\
  [--generate-ssh-keys] [--image=] [--instance-count=] [--orchestration-mode=Flexible|Uniform]\
- [--security-type=ConfidentialVM|Standard|TrustedLaunch]
+ [--security-type=ConfidentialVM|Standard|TrustedLaunch] [--vm-sku=]
 vmss list-instances --name= --resource-group=
 vmss nic list --resource-group= --vmss-name=
 """
@@ -105,7 +101,6 @@ def az(arguments: List[str]) -> str:
         fail("the source is not generalized", 1)
     answers = {
         ("account show", "[id, name]"): f"{subscription}\nMy subscription",
-        ("feature show", "properties.state"): "Registered",
         ("sig image-definition show", "id"): GALLERY_IMAGE,
         ("vm show", "id"): f"/virtualMachines/{name}",
         ("vm show", "publicIps"): ADDRESSES.get(name, ""),
@@ -160,12 +155,10 @@ def ssh(arguments: List[str]) -> str:
     boots = HOME / f"{vms.get(destination)}.boots"
     if not boots.exists() or not Path(dict(options)["-F"]).exists():
         fail(f"no route to {destination}", 255)
-    if command == ["sudo", "-s"]:
-        append("pasted", sys.stdin.read())
-        return ""
-    if command != ["sudo sh"]:
-        fail(f"{command}: not found", 127)
-    return found_in(vms[destination], len(boots.read_text().splitlines()))
+    if command == ["sudo sh"]:
+        return found_in(vms[destination], len(boots.read_text().splitlines()))
+    append("pasted", sys.stdin.read())
+    return ""
 
 
 def found_in(name: str, boots: int) -> str:
