@@ -360,10 +360,8 @@ def main() -> int:
         except (Failure, ValueError):
             say(run, "az has no subscription: run  az login")
             return 2
-        except OSError as error:
-            say(run, str(error))
-            return 2
-        except KeyboardInterrupt:
+        except (OSError, KeyboardInterrupt) as error:
+            say(run, f"Nothing was created. {error}")
             return 2
         good = make_and_check(run)
         good = delete(run) and good

@@ -74,10 +74,10 @@ class Trial(NamedTuple):
 
     image: Path
     format: str
+    uefi: bool
     arch: Arch
     kvm: bool
     pace: int  # longer where it is emulated
-    uefi: bool
     timeout: float
     directory: Path
     console: Path
@@ -91,12 +91,10 @@ Promise = Tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
 
 
 def check_programs(arch: Arch) -> None:
-    missing = [
-        one for one in [*PROGRAMS, arch.program, arch.uefi] if not shutil.which(one, os.F_OK)
-    ]
-    if missing:
-        packages = f"{PACKAGES} {arch.packages}"
-        raise ValueError(f"{' '.join(missing)}: missing; first: apt-get install {packages}")
+    for one in (*PROGRAMS, arch.program, arch.uefi):
+        if not shutil.which(one, os.F_OK):
+            packages = f"{PACKAGES} {arch.packages}"
+            raise ValueError(f"{one} is missing; first: apt-get install {packages}")
 
 
 def qemu_img(*arguments: str) -> str:
@@ -306,7 +304,7 @@ def likely_reason(seen: Boot, console: str) -> str:
         return "it talks to the platform, but nothing in it reports Ready"
     if seen.lease is not None:
         return "the unit, or another agent, is not enabled, or waits; or a firewall holds it back"
-    return "it has no network manager, or one for another card (README: step 2); or did not boot"
+    return "it has no network manager, or one for another card (README: step 3); or did not boot"
 
 
 def judge(first: Boot, others: List[Boot], name: str) -> List[Promise]:
@@ -400,7 +398,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="raw, qcow2, VHD or VHDX")
     parser.add_argument("--arch", choices=ARCHS, default=platform.machine())
-    parser.add_argument("--firmware", choices=["uefi", "bios"], help="else as the partitions say")
     parser.add_argument("--cpu", help="QEMU's -cpu, without KVM")
     parser.add_argument(
         "--timeout", type=float, default=READY_SECONDS, help="seconds for a boot (%(default)s)"
@@ -412,22 +409,21 @@ def prepare(options: argparse.Namespace, directory: Path, host: SimulatedHost) -
     """Find out what the image is."""
     image, arch = options.image, ARCHS[options.arch]
     kind = disk_format(image)
-    esp = has_esp(image, kind, directory)
-    uefi = options.firmware == "uefi" or (options.firmware is None and esp)
+    uefi = has_esp(image, kind, directory)
     if not uefi and options.arch != "x86_64":
         raise ValueError(f"{options.arch} has no BIOS: its disks need an EFI system partition")
     kvm = kvm_works(options.arch, directory)
-    what = "an EFI system partition" if esp else "no EFI system partition"
-    firmware = "UEFI" if uefi else "BIOS"
+    firmware = "an EFI system partition: UEFI" if uefi else "no EFI system partition: BIOS"
     speed = "KVM" if kvm else "software emulation, which is slow"
-    print(f"{image}: {kind}, {what}; tried with {firmware} and {speed}")
+    print(f"{image}: {kind}, {firmware}; tried with {speed}")
     handle, console = tempfile.mkstemp(prefix="try-image-", suffix=".console")
     os.close(handle)
     print("Console:", console, flush=True)
     arch = arch._replace(cpu=options.cpu or arch.cpu)
-    pace = 1 if kvm else EMULATED
-    place = (directory, Path(console), host)
-    return Trial(image, kind, arch, kvm, pace, uefi, options.timeout, *place)
+    return Trial(
+        *(image, kind, uefi, arch, kvm, 1 if kvm else EMULATED, options.timeout),
+        *(directory, Path(console), host),
+    )
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, List, Tuple
 
 import pytest
 
@@ -129,36 +129,24 @@ def test_what_goes_wrong_is_named_and_everything_is_deleted(azure: Azure, broken
     assert azure.has("groups/*") == []
 
 
-def closed_terminal() -> int:
-    terminal, output = pty.openpty()
-    os.close(terminal)
-    return output
+def full_disk() -> Tuple[int, int]:
+    return os.open("/dev/null", os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
 
 
-def closed_pipe() -> int:
-    """As after "on_azure.py | tee log" and Ctrl-C, which ends tee, too."""
-    reader, output = os.pipe()
-    os.close(reader)
-    return output
-
-
-def full_disk() -> int:
-    return os.open("/dev/full", os.O_WRONLY)
-
-
+# A terminal that is closed; "| tee log", which the same Ctrl-C ends; a full disk, also for the log.
 @pytest.mark.parametrize(
-    "signal, output",
-    [("SIGHUP", closed_terminal), ("SIGINT", closed_pipe), ("SIGTERM", full_disk)],
+    "signal, output", [("SIGHUP", pty.openpty), ("SIGINT", os.pipe), ("SIGTERM", full_disk)]
 )
 def test_it_deletes_everything_also_where_it_can_tell_nobody(
-    azure: Azure, signal: str, output: Callable[[], int]
+    azure: Azure, signal: str, output: Callable[[], Tuple[int, int]]
 ) -> None:
     """Interrupted while a VM is created, and once more while a group is deleted."""
     if output is full_disk:
         (azure.directory / "log").symlink_to("/dev/full")
-    descriptor = output()
-    azure.run("--yes", broken=signal, output=descriptor)
-    os.close(descriptor)
+    reader, writer = output()
+    os.close(reader)
+    azure.run("--yes", broken=signal, output=writer)
+    os.close(writer)
     assert azure.status == 1
     assert azure.has("*.boots") == ["builder"]
     assert azure.has("groups/*") == []

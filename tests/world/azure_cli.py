@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Tuple
+from typing import Any, Dict, List, Tuple
 
 # What the README and on_azure.py use, as the help of Azure CLI 2.91 has it: extend it from there.
 COMMANDS = """\
@@ -47,13 +47,9 @@ GLOBAL = "[--output=] [--query=] [--subscription=]"
 GALLERY_IMAGE = "/galleries/gallery/images/appliance"
 ADDRESSES = {"builder": "192.0.2.1", "myvm": "192.0.2.2"}
 SET_ADDRESSES = {"myset000000": "10.0.0.5", "myset000001": "10.0.0.6"}
+SET_STATE = "\n".join(f"Succeeded\t{name}" for name in SET_ADDRESSES)
 DEFAULTS = ("00000000-aaaa", "00000000-bbbb")  # subscriptions: the default, and the next one
 BROKEN, HOME = os.environ.get("BROKEN", ""), Path(os.environ["HOME"])
-
-
-def fail(text: str, status: int = 2) -> NoReturn:
-    print(f"ERROR: {text}", file=sys.stderr)
-    sys.exit(status)
 
 
 def append(name: str, text: str) -> None:
@@ -68,7 +64,7 @@ def parse_az(arguments: List[str]) -> Tuple[str, Dict[str, Any]]:
         if arguments[: len(words)] == words:
             break
     else:
-        fail(f"not in the table: {arguments}")
+        sys.exit(f"not in the table: {arguments}")
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for option in [*usage.split()[len(words) :], *GLOBAL.split()]:
         name, value, choices = option.strip("[]").partition("=")
@@ -90,7 +86,7 @@ def az(arguments: List[str]) -> str:
         return resource_group(command, HOME / "groups" / f"{subscription}_{name}", options)
     group = options.get("resource_group")
     if group and not (HOME / "groups" / f"{subscription}_{group}").exists():
-        fail("(ResourceGroupNotFound)", 3)
+        sys.exit("(ResourceGroupNotFound)")
     if command in ("vm create", "vmss create"):
         create(name, options["image"])
     elif command == "vm restart":
@@ -98,19 +94,15 @@ def az(arguments: List[str]) -> str:
     elif command == "vm generalize":
         (HOME / "generalized").touch()
     elif command == "sig image-version create" and not (HOME / "generalized").exists():
-        fail("the source is not generalized", 1)
+        sys.exit("the source is not generalized")
     answers = {
         ("account show", "[id, name]"): f"{subscription}\nMy subscription",
         ("sig image-definition show", "id"): GALLERY_IMAGE,
         ("vm show", "id"): f"/virtualMachines/{name}",
         ("vm show", "publicIps"): ADDRESSES.get(name, ""),
         ("vm show", "storageProfile.osDisk.managedDisk.id"): f"/disks/{name}",
-        ("vmss list-instances", "[].[provisioningState, osProfile.computerName]"): "\n".join(
-            f"Succeeded\t{one}" for one in SET_ADDRESSES
-        ),
-        ("vmss nic list", "[].ipConfigurations[0].privateIPAddress"): "\n".join(
-            SET_ADDRESSES.values()
-        ),
+        ("vmss list-instances", "[].[provisioningState, osProfile.computerName]"): SET_STATE,
+        ("vmss nic list", "[].ipConfigurations[0].privateIPAddress"): "10.0.0.5\n10.0.0.6",
     }
     return answers[command, options["query"]] if options["query"] else ""
 
@@ -120,11 +112,9 @@ def resource_group(command: str, group: Path, options: Dict[str, Any]) -> str:
         return str(group.exists()).lower()
     if command == "group create":
         group.mkdir(parents=True)
-    elif not options["yes"]:
-        fail("it would ask")
     elif BROKEN == "undeletable" and "images" in group.name:
-        fail("(ScopeLocked)", 1)
-    else:
+        sys.exit("(ScopeLocked)")
+    elif options["yes"]:  # else it would ask
         interrupt()
         group.rmdir()
     return ""
@@ -132,9 +122,9 @@ def resource_group(command: str, group: Path, options: Dict[str, Any]) -> str:
 
 def create(name: str, image: str) -> None:
     if ("Debian:" if name == "builder" else GALLERY_IMAGE) not in image:
-        fail(f"{image} is not for {name}")
+        sys.exit(f"{image} is not for {name}")
     if name == "myvm" and BROKEN == "not ready":
-        fail("(OSProvisioningTimedOut)", 1)
+        sys.exit("(OSProvisioningTimedOut)")
     if name == "myvm" and interrupt():
         time.sleep(600)  # unless it is ended; nothing else can be done meanwhile
     for one in SET_ADDRESSES if name == "myset" else [name]:
@@ -148,15 +138,13 @@ def interrupt() -> bool:
 
 
 def ssh(arguments: List[str]) -> str:
-    options, (destination, *command) = getopt.getopt(arguments, "F:J:t")
-    vms = {f"builder@{address}": name for name, address in ADDRESSES.items()}
-    if vms.get(dict(options).get("-J", "")) == "myvm":
-        vms = {f"builder@{address}": name for name, address in SET_ADDRESSES.items()}
-    boots = HOME / f"{vms.get(destination)}.boots"
-    if not boots.exists() or not Path(dict(options)["-F"]).exists():
-        fail(f"no route to {destination}", 255)
-    if command == ["sudo sh"]:
-        return found_in(vms[destination], len(boots.read_text().splitlines()))
+    options, (destination, command) = getopt.getopt(arguments, "F:J:t")
+    through = dict(options).get("-J") == f"builder@{ADDRESSES['myvm']}"
+    reachable = SET_ADDRESSES if through else ADDRESSES
+    name = {f"builder@{address}": name for name, address in reachable.items()}[destination]
+    boots = (HOME / f"{name}.boots").read_text().splitlines()
+    if command == "sudo sh":
+        return found_in(name, len(boots))
     append("pasted", sys.stdin.read())
     return ""
 
@@ -181,10 +169,8 @@ def found_in(name: str, boots: int) -> str:
 
 def scp(arguments: List[str]) -> str:
     _, (*files, target) = getopt.getopt(arguments, "F:")
-    if target != f"builder@{ADDRESSES['builder']}:" or not (HOME / "builder.boots").exists():
-        fail(f"no route to {target}", 255)
-    if not all(map(os.path.exists, files)):
-        fail("no such file", 1)
+    if target != f"builder@{ADDRESSES['builder']}:" or not all(map(os.path.exists, files)):
+        sys.exit(f"{files} or {target}: not found")
     return ""
 
 
