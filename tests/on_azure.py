@@ -41,7 +41,7 @@ It takes 30 to 60 minutes, and should cost less than 2 US dollars; both are esti
 has run this yet. At the end it deletes both groups, also after an error or Ctrl-C. If there is
 no SSH key in ~/.ssh, one is made. All that is done is logged in {log}.
 """
-SSH_SECONDS, SETTLE_SECONDS, PAUSE_SECONDS = 600, 300, 10
+SSH_SECONDS, PAUSE_SECONDS = 600, 10
 # They live for an hour, and nothing secret is sent to them: their host keys need no check.
 SSH_CONFIG = """\
 Host *
@@ -122,7 +122,7 @@ def note(run: Run, text: str) -> None:
 
 def execute(run: Run, command: List[str], text: str = "") -> str:
     """Run a command with *text* as its input; log all of it, and return what it printed."""
-    note(run, f"+ {' '.join(command)}")
+    note(run, f"+ {' '.join(command)}\n{text}")
     with Popen(
         command,
         stdin=PIPE,
@@ -153,10 +153,7 @@ def az(run: Run, command: str, *options: str) -> List[str]:
 
 
 def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
-    """Return the guide's blocks for a place, with groups and a location of this run's own.
-
-    They are those below the heading *start*, and the following ones up to the heading *end*.
-    """
+    """Return blocks below the heading *start*, or until *end*, with names of this run's own."""
     found, inside = [], False
     for one in readme.blocks():
         if one.heading.startswith(start):
@@ -169,17 +166,11 @@ def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
     return found
 
 
-def paste(run: Run, text: str, stdin: str = "") -> None:
-    """Run a block on this machine."""
+def paste(run: Run, text: str, *in_vm: str) -> None:
+    """Run a block on this machine, and blocks in the root shell that it opens in the builder."""
     script = SHELL.format(text=text, directory=run.directory, subscription=run.subscription)
+    stdin = IN_VM.format(text="\n".join(in_vm)) if in_vm else ""
     execute(run, ["bash", "-c", script], stdin)
-
-
-def paste_into_builder(run: Run, connect: str, texts: List[str]) -> None:
-    """Run blocks in the builder, as root, over the connection that the README makes."""
-    text = IN_VM.format(text="\n".join(texts))
-    note(run, text)
-    paste(run, connect, text)
 
 
 def address_of(run: Run, group: str, name: str) -> str:
@@ -232,13 +223,13 @@ def make_image(run: Run) -> None:
     address = address_of(run, builder, "builder")
     before = look(run, address)
     say(run, "Step 3 in the builder")
-    paste_into_builder(run, connect, blocks(run, BUILDER, CREATE, COPY))
+    paste(run, connect, *blocks(run, BUILDER, CREATE, COPY))
     az(run, "vm restart", "--resource-group", builder, "--name", "builder")
     check_first_boot(run, look(run, address, before.boot_id), "builder")
     for text in blocks(run, HERE, COPY, CAPTURE):
         paste(run, text)
     say(run, "Step 4 in the builder")
-    paste_into_builder(run, connect, blocks(run, BUILDER, COPY, CAPTURE))
+    paste(run, connect, *blocks(run, BUILDER, COPY, CAPTURE))
     say(run, "Capturing the image")
     for text in blocks(run, HERE, CAPTURE):
         paste(run, text)
@@ -254,9 +245,11 @@ def check_vms(run: Run) -> None:
     check_first_boot(run, vm, "myvm")
 
     say(run, "Creating the scale set")
-    paste(run, create_set)
-    names = set_names(run, images)
-    # Its VMs have no address of their own, but are in the network of the first VM.
+    # No VMs to spare, which it would then delete.
+    paste(run, create_set.replace("vmss create", "vmss create --disable-overprovision"))
+    query = ["--query", "[].osProfile.computerName"]
+    names = az(run, "vmss list-instances", "--resource-group", images, "--name", "myset", *query)
+    # They have no address of their own, but are in the network of the first VM.
     query = ["--query", "[].ipConfigurations[0].privateIPAddress"]
     cards = az(run, "vmss nic list", "--resource-group", images, "--vmss-name", "myset", *query)
     members = [look(run, card, through=address) for card in cards]
@@ -274,19 +267,6 @@ def check_vms(run: Run) -> None:
     silent = vm._replace(boot_id=again.boot_id, journal=[])
     require(again == silent, f"myvm: its second boot changed something: {again}")
     say(run, "myvm: its second boot was silent, and changed nothing")
-
-
-def set_names(run: Run, group: str) -> List[str]:
-    """Return the names of the scale set's VMs, once the ones that Azure made to spare are gone."""
-    options = ["--resource-group", group, "--name", "myset"]
-    options += ["--query", "[].[provisioningState, osProfile.computerName]"]
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        rows = [row.split("\t") for row in az(run, "vmss list-instances", *options)]
-        if [state for state, _ in rows] == ["Succeeded"] * 2:
-            return [name for _, name in rows]
-        require(time.monotonic() < deadline, f"the set: Azure says {rows}")
-        time.sleep(PAUSE_SECONDS)
 
 
 def delete(run: Run) -> bool:
@@ -337,13 +317,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def may_begin(run: Run, name: str, ask: bool) -> bool:
-    say(run, WARNING.format(name=name, **run._asdict()))
-    if ask:
-        say(run, "Type yes to go on:")
-    return not ask or sys.stdin.readline().strip() == "yes"
-
-
 def main() -> int:
     options = parse()
     interruption.heed()
@@ -355,8 +328,11 @@ def main() -> int:
             run.log.write_text("")
             subscription, name = az(run, "account show", "--query", "[id, name]")
             run = run._replace(subscription=subscription)
-            if not may_begin(run, name, not options.yes):
-                return 2
+            say(run, WARNING.format(name=name, **run._asdict()))
+            if not options.yes:
+                say(run, "Type yes to go on:")
+                if sys.stdin.readline().strip() != "yes":
+                    return 2
         except (Failure, ValueError):
             say(run, "az has no subscription: run  az login")
             return 2

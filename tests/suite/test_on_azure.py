@@ -19,7 +19,7 @@ DRIVER = """\
 import os, sys
 import on_azure
 os.environ["ON_AZURE"] = str(os.getpid())
-on_azure.PAUSE_SECONDS, on_azure.SSH_SECONDS, on_azure.SETTLE_SECONDS = 0, 20, 0
+on_azure.PAUSE_SECONDS, on_azure.SSH_SECONDS = 0, 20
 sys.exit(on_azure.main())
 """
 
@@ -36,7 +36,7 @@ class Azure:
             program = f'exec "{sys.executable}" -S "{azure_cli.__file__}" {name} "$@"'
             (bin_ / name).write_text(f"#!/bin/sh\n{program}\n")
             (bin_ / name).chmod(0o755)
-        for name in ("bash", "sh", "sleep"):  # and no other program: it could reach Azure
+        for name in ("bash", "sh"):  # and no other program: it could reach Azure
             (bin_ / name).symlink_to(f"/bin/{name}")
         (directory / "journal").write_text(readme.block(on_azure.JOURNAL))
         path = os.pathsep.join([f"{sandbox.REPOSITORY}/tests", sandbox.REPOSITORY])

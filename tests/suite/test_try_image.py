@@ -1,4 +1,4 @@
-"""tests/try_image.py on a disk made from scratch, with UEFI firmware and its own boot loader."""
+"""tests/try_image.py, also on a disk made from scratch; and tests/demo.py where it cannot run."""
 
 import os
 import platform
@@ -54,9 +54,10 @@ def assert_good_verdict(disk: Path, *options: str) -> None:
     assert disk.stat().st_mtime_ns == before, "it was written to"
 
 
-if [name for name in IMAGES if name.endswith(ARM64)]:  # only by hand
+FOREIGN = [name for name in IMAGES if name.endswith(ARM64)]
+if FOREIGN:  # only by hand
 
-    @pytest.mark.parametrize("release", [name for name in IMAGES if name.endswith(ARM64)])
+    @pytest.mark.parametrize("release", FOREIGN)
     def test_a_disk_for_another_processor_gets_a_good_verdict(image: Path, tmp_path: Path) -> None:
         """By emulation, and with the image's own boot loader."""
         require_tools("qemu-system-aarch64", *DISK_TOOLS)
@@ -191,3 +192,13 @@ def test_it_tells_the_name_that_azures_dns_has_after_the_first_boot(
     seen.look_at_leases()
     promise = try_image.judge_dns("first", seen.name, "tried-1", may_lack=True)
     assert promise == (kept, f"after the first boot Azure's DNS would have {name}")
+
+
+WITHOUT_PROC = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
+
+
+def test_where_there_is_no_proc_the_demo_says_what_it_needs(isolated: None) -> None:
+    command = [*WITHOUT_PROC, sys.executable, f"{REPOSITORY}/tests/demo.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "demo.py: it needs Linux, with /proc\n"

@@ -37,9 +37,10 @@ vm deallocate --name= --resource-group=
 vm generalize --name= --resource-group=
 vm restart --name= --resource-group=
 vm show --name= --resource-group= [--show-details]
-vmss create --name= --resource-group= [--admin-username=] [--enable-agent=false|true]\
- [--generate-ssh-keys] [--image=] [--instance-count=] [--orchestration-mode=Flexible|Uniform]\
- [--security-type=ConfidentialVM|Standard|TrustedLaunch] [--vm-sku=]
+vmss create --name= --resource-group= [--admin-username=] [--disable-overprovision]\
+ [--enable-agent=false|true] [--generate-ssh-keys] [--image=] [--instance-count=]\
+ [--orchestration-mode=Flexible|Uniform] [--vm-sku=]\
+ [--security-type=ConfidentialVM|Standard|TrustedLaunch]
 vmss list-instances --name= --resource-group=
 vmss nic list --resource-group= --vmss-name=
 """
@@ -47,7 +48,6 @@ GLOBAL = "[--output=] [--query=] [--subscription=]"
 GALLERY_IMAGE = "/galleries/gallery/images/appliance"
 ADDRESSES = {"builder": "192.0.2.1", "myvm": "192.0.2.2"}
 SET_ADDRESSES = {"myset000000": "10.0.0.5", "myset000001": "10.0.0.6"}
-SET_STATE = "\n".join(f"Succeeded\t{name}" for name in SET_ADDRESSES)
 DEFAULTS = ("00000000-aaaa", "00000000-bbbb")  # subscriptions: the default, and the next one
 BROKEN, HOME = os.environ.get("BROKEN", ""), Path(os.environ["HOME"])
 
@@ -101,7 +101,7 @@ def az(arguments: List[str]) -> str:
         ("vm show", "id"): f"/virtualMachines/{name}",
         ("vm show", "publicIps"): ADDRESSES.get(name, ""),
         ("vm show", "storageProfile.osDisk.managedDisk.id"): f"/disks/{name}",
-        ("vmss list-instances", "[].[provisioningState, osProfile.computerName]"): SET_STATE,
+        ("vmss list-instances", "[].osProfile.computerName"): "\n".join(SET_ADDRESSES),
         ("vmss nic list", "[].ipConfigurations[0].privateIPAddress"): "10.0.0.5\n10.0.0.6",
     }
     return answers[command, options["query"]] if options["query"] else ""
