@@ -115,7 +115,8 @@ def resource_group(command: str, group: Path, options: Dict[str, Any]) -> str:
     elif BROKEN == "undeletable" and "images" in group.name:
         sys.exit("(ScopeLocked)")
     elif options["yes"]:  # else it would ask
-        interrupt()
+        if BROKEN.startswith("SIG") and "images" in group.name:
+            interrupt()
         group.rmdir()
     return ""
 
@@ -125,16 +126,15 @@ def create(name: str, image: str) -> None:
         sys.exit(f"{image} is not for {name}")
     if name == "myvm" and BROKEN == "not ready":
         sys.exit("(OSProvisioningTimedOut)")
-    if name == "myvm" and interrupt():
+    if name == "myvm" and re.fullmatch(r"SIG\w+", BROKEN):
+        interrupt()
         time.sleep(600)  # unless it is ended; nothing else can be done meanwhile
     for one in SET_ADDRESSES if name == "myset" else [name]:
         append(f"{one}.boots", "first\n")
 
 
-def interrupt() -> bool:
-    if BROKEN.startswith("SIG"):
-        os.kill(int(os.environ["ON_AZURE"]), signal.Signals[BROKEN])
-    return BROKEN.startswith("SIG")
+def interrupt() -> None:
+    os.kill(int(os.environ["ON_AZURE"]), signal.Signals[BROKEN.split()[0]])
 
 
 def ssh(arguments: List[str]) -> str:

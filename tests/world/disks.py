@@ -31,7 +31,7 @@ def make_uefi_disk(root: Path, directory: Path, options: str = "", arch: str = "
         file.truncate((1 + ESP_MIB + ROOT_MIB + 1) << 20)  # a MiB of space at both ends
     subprocess.run(["sfdisk", "--quiet", str(disk)], input=PARTITIONS, text=True, check=True)
 
-    run("mkfs.vfat", "--offset=2048", str(disk), str(ESP_MIB << 10))  # sectors; KiB
+    run("mkfs.vfat", "-F16", "--offset=2048", str(disk), str(ESP_MIB << 10))  # sectors; KiB
     esp = f"{disk}@@1M"
     for name in ("EFI", "EFI/BOOT", "loader", "loader/entries"):
         run("mmd", "-i", esp, f"::{name}")
