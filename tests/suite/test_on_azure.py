@@ -12,8 +12,8 @@ from typing import Callable, List, Tuple
 import pytest
 
 import on_azure
-from conftest import require_tools
-from world import azure_cli, interruption, readme, sandbox
+from conftest import heed_sigint, require_tools
+from world import azure_cli, readme, sandbox
 
 DRIVER = """\
 import os, sys
@@ -55,7 +55,7 @@ class Azure:
             text=True,
             check=False,
             timeout=300,
-            preexec_fn=interruption.restore,
+            preexec_fn=heed_sigint,
         )
         self.status, self.out = done.returncode, done.stdout or ""
         self.log = log.read_text() if log.is_file() else ""

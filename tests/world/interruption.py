@@ -20,9 +20,3 @@ def interrupt(*_: object) -> None:
 def ignore() -> None:
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # SIG_IGN would have Python tell of one in between
-
-
-def restore() -> None:
-    """Before a program starts: this one may have been started with nohup, which ignores one."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
