@@ -21,9 +21,10 @@ Exit status:
   3    Ready was accepted, the host name is not set
   130  interrupted
 """  # assigned: -OO would leave out a docstring
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
-import collections
+# It speaks HTTP itself: Debian's python3-minimal has no http.client, and to import that takes
+# longer than all else until Ready. What is needed only later, or by hand, is imported there.
 import io
 import os
 import pyexpat
@@ -31,327 +32,282 @@ import socket
 import sys
 import time
 
-TYPE_CHECKING = False  # type checkers take it for true; importing typing would slow the boot
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
-
-GOAL_STATE_VALUES = [
-    "GoalState/Incarnation",
-    "GoalState/Container/ContainerId",
-    "GoalState/Container/RoleInstanceList/RoleInstance/InstanceId",
-]
-HEALTH_REPORT = """\
-<Health><GoalStateIncarnation>{}</GoalStateIncarnation><Container><ContainerId>{}</ContainerId>
-<RoleInstanceList><Role><InstanceId>{}</InstanceId><Health><State>Ready</State></Health></Role>
-</RoleInstanceList></Container></Health>
+GOAL_STATE_VALUES = ["GoalState/Incarnation", "Container/ContainerId", "RoleInstance/InstanceId"]
+HEALTH_REPORT = """<Health><GoalStateIncarnation>{}</GoalStateIncarnation><Container>
+<ContainerId>{}</ContainerId><RoleInstanceList><Role><InstanceId>{}</InstanceId>
+<Health><State>Ready</State></Health></Role></RoleInstanceList></Container></Health>
 """
-ENCODINGS = ["utf-8", "utf-16", "utf-16be", "utf-16le", "us-ascii", "iso-8859-1"]  # expat's own
-WIRESERVER_HEADERS = ["x-ms-version: 2012-11-30", "x-ms-agent-name: azure-provisioning"]
-HEALTH_HEADERS = [*WIRESERVER_HEADERS, "Content-Type: text/xml;charset=utf-8"]
-HEADERS = [b"content-length", b"transfer-encoding", b"retry-after"]  # of answers; no other counts
+GOAL_STATE, HEALTH = "/machine?comp=goalstate", "/machine?comp=health"
+WIRESERVER_HEADERS = "x-ms-version: 2012-11-30\r\nx-ms-agent-name: azure-provisioning\r\n"
+HEALTH_HEADERS = WIRESERVER_HEADERS + "Content-Type: text/xml;charset=utf-8\r\n"
 # In the first api-version that has it, and in the one that the oldest hosts know.
-COMPUTER_NAME = ("/instance/compute/osProfile/computerName", "2020-07-15")
-VM_NAME = ("/instance/compute/name", "2019-06-01")
+COMPUTER_NAME = "/instance/compute/osProfile/computerName?api-version=2020-07-15&format=text"
+VM_NAME = "/instance/compute/name?api-version=2019-06-01&format=text"
 SYSTEMD_IMDS = "/usr/lib/systemd/systemd-imds"
 ETC_HOSTNAME = "/etc/hostname"
-VISIBLE = bytes(range(33, 127))
-HEX_DIGITS = b"0123456789ABCDEFabcdef"
-
-WIRESERVER_SECONDS = 1200  # as cloud-init's; the platform waits 40 minutes
+WIRESERVER_SECONDS = 1200  # then the platform reboots the VM; after 20 minutes more it gives up
 IMDS_SECONDS = 300  # as cloud-init's
 PATIENCE_SECONDS = 60  # with an IMDS that knows no computer name: it may know it soon
 STEP_SECONDS = 30  # one request and its whole answer, or one run of a program
 CONNECT_SECONDS = 5  # the peer is one hop away; where packets vanish, each attempt sends new ones
 RETRY_SECONDS = 1
 ANSWER_MAX = 256 << 10  # bytes, with all that HTTP wraps a body in
-
-Options = collections.namedtuple("Options", ["wireserver", "imds", "timeout", "dry_run"])
-GoalState = collections.namedtuple("GoalState", ["incarnation", "container_id", "instance_id"])
-Answer = collections.namedtuple("Answer", ["status", "body", "is_whole"])
-DEFAULTS = Options("http://168.63.129.16", "http://169.254.169.254", timeout=0, dry_run=False)
+DEFAULTS = {"--wireserver": "http://168.63.129.16", "--imds": "http://169.254.169.254"}
+told: "dict[str, float]" = {}  # lines of attempts, and when each was last said
 
 
-class Failure(Exception):
-    """Try again after *delay* seconds; *absent*: the host says that it has no such thing."""
-
-    def __init__(self, text: str, absent: bool = False, delay: float = RETRY_SECONDS) -> None:
-        super().__init__(text)
-        self.absent, self.delay = absent, delay
+class Absent(Exception):
+    """The host answers that it has no such thing, or does not know what that is."""
 
 
-def parse_goal_state(body: bytes) -> GoalState:
-    """Return the three values that a health report repeats, stripped, from a goal state's XML.
+def parse_goal_state(body: bytes) -> "list[str]":
+    """Return incarnation, container ID and instance ID, of each the first; raise ValueError."""
+    tags: list[str] = []  # of the open elements
+    pieces: list[str] = []  # of the text since an element ended
+    texts: dict[str, str] = {}  # by PARENT/TAG, wherever that is, as cloud-init and waagent look
 
-    Of several elements of one name the first counts. Raises ValueError.
-    """
-    # Of each open element the first child of each name and, as "", its text in pieces.
-    path: List[Dict[str, Any]] = [{}]
+    def end(_: str) -> None:
+        texts.setdefault("/".join(tags[-2:]), "".join(pieces).strip())
+        tags.pop()
+        pieces.clear()
 
-    def start(tag: str, _: object) -> None:
-        element: Dict[str, Any] = {}
-        path[-1].setdefault(tag.rpartition(":")[2], element)
-        path.append(element)
-
-    def declaration(_: object, encoding: "Optional[str]", __: object) -> None:
-        if encoding and encoding.lower() not in ENCODINGS:
-            raise ValueError("it has an unknown encoding")  # Python would keep each name for ever
-
-    parser = pyexpat.ParserCreate()
-    parser.XmlDeclHandler = declaration
-    parser.buffer_text = True  # or each line would be a piece
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda _: path.pop()
-    parser.CharacterDataHandler = lambda text: path[-1].setdefault("", []).append(text)
+    parser = pyexpat.ParserCreate("utf-8")
+    parser.StartElementHandler = lambda tag, _: tags.append(tag.rpartition(":")[2])
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = pieces.append
     try:
-        if b"<!DOCTYPE" in body.replace(b"\0", b""):  # in UTF-16, too; it could declare entities
+        if b"<!DOCTYPE" in body:  # it could declare entities
             raise ValueError("it has a document type declaration")
-        if body.count(b"<") + body.count(b"=") > 2500:  # each may take 800 bytes
-            raise ValueError("it has too many elements and attributes")
         parser.Parse(body, True)
-        values = []
-        for element_path in GOAL_STATE_VALUES:
-            (element,) = path
-            for name in element_path.split("/"):
-                element = element.get(name, {})
-            values.append("".join(element.get("", [])).strip())
-            if not values[-1] or len(values[-1]) > 1000:
-                raise ValueError(f"it has no {name} of at most 1000 characters")
+        for kind in GOAL_STATE_VALUES:
+            if not texts.get(kind):
+                raise ValueError(f"it has no {kind}")
     except (pyexpat.ExpatError, ValueError) as error:
         raise ValueError(f"{error}; it begins with {body[:80]!a}") from error
-    return GoalState(*values)
+    return [texts[kind] for kind in GOAL_STATE_VALUES]
 
 
-def build_health_report(goal_state: GoalState) -> bytes:
+def build_health_report(goal_state: "list[str]") -> bytes:
     """Return the XML, in ASCII, that reports the VM of *goal_state* Ready."""
     marked = (v.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for v in goal_state)
     return HEALTH_REPORT.format(*marked).encode("ascii", "xmlcharrefreplace")
 
 
-def parse_name(body: bytes) -> str:
-    """Return the name that *body* is, stripped; raise ValueError, or Failure if it is empty."""
+def parse_answer(data: bytes, ended: bool, to_report: bool) -> "tuple[str, bytes, bool]":
+    """Return status, body, and if its end was told (RFC 9112); or EOFError, Absent, ValueError."""
+    head, empty_line, rest = data.partition(b"\r\n\r\n")
+    if not empty_line:
+        raise EOFError  # more is to come
+    status_line, *headers = head.splitlines() or [b""]
+    version, code, *_ = [*status_line.split(b" ", 2), b""]
+    if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
+        raise ValueError(f"the answer is no HTTP: {status_line[:80]!a}")
+    if code == b"100":  # "Continue": the answer itself comes next
+        return parse_answer(rest, ended, to_report)
+    status = status_line[9:].decode("latin-1").rstrip()
+    if not code.startswith(b"2"):
+        raise (Absent if code in (b"400", b"404") else ValueError)(f"the answer is {status}")
+    if to_report or code == b"204":  # of an answer to a report only the status counts
+        return status, b"", True
+    framing = set()  # the headers that say where the body ends, or that are none and may hide one
+    for name, colon, value in (line.lower().partition(b":") for line in headers):
+        if name in (b"content-length", b"transfer-encoding") or name.split() != [name] or not colon:
+            framing.add(name + colon + value.strip())
+    if not framing and not ended:
+        raise EOFError
+    return status, cut_body(rest, framing) if framing else rest, bool(framing)
+
+
+def cut_body(rest: bytes, framing: "set[bytes]") -> bytes:
+    """Return the body that *rest*, what follows a head, begins with; raise EOFError, ValueError."""
+    if framing == {b"transfer-encoding:chunked"}:
+        return join_chunks(rest)
+    name, _, length = b",".join(framing).partition(b":")  # several are no number
+    if name != b"content-length" or not length.isdigit():
+        raise ValueError("it is not clear where the answer ends")
+    if len(rest) < int(length):
+        raise EOFError
+    return rest[: int(length)]
+
+
+def join_chunks(data: bytes) -> bytes:
+    """Return the body that *data* has in chunks (RFC 9112, 7.1); raise EOFError, ValueError."""
+    stream, body, size = io.BytesIO(data), b"", 1
+    while size:
+        line = stream.readline()
+        if not line.endswith(b"\r\n"):
+            raise EOFError
+        digits = line.partition(b";")[0].rstrip()
+        if not digits or digits.strip(b"0123456789ABCDEFabcdef"):
+            raise ValueError(f"the answer has a malformed chunk size: {line[:80]!a}")
+        size = int(digits, 16)
+        body += stream.read(size)
+        if size and not b"\r\n".startswith(stream.read(2)):
+            raise ValueError("the answer has a chunk that does not end where it says")
+    if b"\r\n" not in stream.readlines():  # trailers may come before it
+        raise EOFError
+    return body
+
+
+def exchange(url: str, headers: str, deadline: float, report: bytes) -> "tuple[str, bytes, bool]":
+    """GET *url*, or POST *report* to it, in waagent's form; raise as parse_answer(), or OSError."""
+    _, _, peer, path = url.split("/", 3)
+    host, _, port = peer.partition(":")
+    method = "POST" if report else "GET"
+    head = f"{method} /{path} HTTP/1.1\r\nHost: {peer}\r\nConnection: close\r\n{headers}\r\n"
+    data, end = b"", time.monotonic() + step_seconds(deadline)
+    with socket.socket() as connection:
+        connection.settimeout(min(step_seconds(deadline), CONNECT_SECONDS))
+        connection.connect((host, int(port or "80")))
+        connection.sendall(head.encode("ascii") + report)
+        while True:
+            connection.settimeout(max(end - time.monotonic(), 0.001))
+            received = connection.recv(ANSWER_MAX)
+            data += received
+            if len(data) > ANSWER_MAX:
+                raise ValueError("the answer is longer than 256 KiB")
+            try:
+                return parse_answer(data, not received, bool(report))
+            except EOFError:
+                if not received:
+                    raise ValueError(f"the answer is cut short: {data[:80]!a}") from None
+
+
+def step_seconds(deadline: float) -> float:
+    """Return how long a step may take: to the deadline, and in the last attempt a second."""
+    return min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
+
+
+def report_ready(wireserver: str, seconds: float, dry_run: bool) -> bool:
+    """Report Ready until the platform accepts it, for so many *seconds* at most; return if so."""
+    deadline = time.monotonic() + seconds
+    while True:
+        step = "Goal state"
+        try:
+            tell(f"Fetching the goal state from {wireserver}")
+            _, body, _ = exchange(wireserver + GOAL_STATE, WIRESERVER_HEADERS, deadline, b"")
+            goal_state = parse_goal_state(body)
+            tell("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
+            report = build_health_report(goal_state)
+            if dry_run:
+                for line in ["Would report Ready:", *report.decode().splitlines()]:
+                    say(line)
+                return True
+            step = "Health report"
+            tell("Reporting Ready")
+            headers = f"{HEALTH_HEADERS}Content-Length: {len(report)}\r\n"
+            status, _, _ = exchange(wireserver + HEALTH, headers, deadline, report)
+            say(f"Ready accepted: {status}")
+            return True
+        except Exception as error:  # whatever it was, the next attempt may put it right
+            if not pause(step, error, deadline):
+                return False
+
+
+def set_name(imds: str, seconds: float, dry_run: bool) -> bool:
+    """Set the host name that IMDS gives, in so many *seconds* at most; return if it is set."""
+    start = none_since = time.monotonic()  # none: no computer name, and no other answer
+    while True:
+        step, is_none = "Computer name", False
+        try:
+            tell(f"Fetching the name from {imds}")
+            try:
+                name = make_host_name(fetch(imds, COMPUTER_NAME, start + seconds))
+            except Absent as error:
+                is_none = True  # but an outage may end with such an answer, too
+                if time.monotonic() - none_since < min(seconds, PATIENCE_SECONDS):
+                    raise
+                tell(f"Computer name failed: {error}; asking for the VM's name")
+                step = "VM name"
+                name = make_host_name(fetch(imds, VM_NAME, start + seconds))
+            step = "Host name"
+            if not dry_run:
+                set_host_name(name, start + seconds)
+            say(f"Would set the host name {name}" if dry_run else f"Host name {name} set")
+            return True
+        except Exception as error:  # as above
+            if not pause(step, error, start + seconds):
+                return False
+            none_since = none_since if is_none else time.monotonic()
+
+
+def pause(step: str, error: Exception, deadline: float) -> bool:
+    """Say that a *step* failed; wait for the next attempt, or return False if there is none."""
+    line, left = f"{step} failed: {str(error) or repr(error)}", deadline - time.monotonic()
+    if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
+        line += " (you are not root: try again as root)"  # some images let only root connect
+    if left <= 0:
+        say(line, "; giving up", error=True)
+        return False
+    tell(line, f"; trying again for {int(left) + 1} s", error=True)
+    time.sleep(min(left, RETRY_SECONDS))
+    return True
+
+
+def fetch(imds: str, leaf: str, deadline: float) -> bytes:
+    """Return what a *leaf* of IMDS says; raise Absent if there is none, or whatever went wrong."""
+    try:
+        _, body, is_whole = exchange(imds + "/metadata" + leaf, "Metadata: true\r\n", deadline, b"")
+    except PermissionError:
+        # systemd 261 and newer can keep IMDS to its own client (85-imds-early.network).
+        if not os.access(SYSTEMD_IMDS, os.X_OK):
+            raise
+        from subprocess import PIPE, run  # not needed before Ready
+
+        command = [SYSTEMD_IMDS, "--cache=no", leaf.partition("?")[0]]
+        done = run(command, stdout=PIPE, stderr=PIPE, timeout=step_seconds(deadline))
+        said = done.stderr.decode("utf-8", "replace").strip()
+        if done.returncode:
+            kind = Absent if done.returncode == 1 and "not available" in said else OSError
+            raise kind(f"systemd-imds ended with status {done.returncode}: {said}") from None
+        return done.stdout
+    if not is_whole:
+        raise ValueError("the answer does not say where it ends, and may be cut short")
+    return body
+
+
+def make_host_name(body: bytes) -> str:
+    """Return the host name that IMDS's *body* gives; raise Absent if it is empty, or ValueError."""
+    import re  # not needed before Ready
+
     name = body.decode("utf-8", "replace").strip("\ufeff \t\r\n")
     if not name:
-        raise Failure("the answer is empty", absent=True)
-    if len(name) > 255 or name.splitlines()[1:] or any(mark in name for mark in '<{"'):
-        raise ValueError(f"the answer is no name: {name[:80]!a}")  # but several lines, or markup
-    return name
-
-
-def make_host_name(name: str) -> str:
-    """Return *name* as labels of letters, digits, inner hyphens, 64 characters in all; ValueError.
-
-    A run of other characters becomes a hyphen: hostnamectl would drop it, and make one name of
-    web1_1 and web_11.
-    """
-    spaced = "".join(c if c in "-." or (c < "~" and c.isalnum()) else " " for c in name)
-    labels = ("-".join(label.split()).strip("-") for label in spaced.split("."))
+        raise Absent("the answer is empty")
+    if not re.match(r'[^\s\0-\x1f\x7f-\x9f\ufffd<>{":]{1,255}\Z', name):  # as an error page has
+        raise ValueError(f"the answer is no name: {name[:80]!a}")
+    # A hyphen for what hostnamectl would drop: else web1_1 and web_11 would become one name.
+    labels = (re.sub("[^A-Za-z0-9-]+", "-", label).strip("-") for label in name.split("."))
     host_name = ".".join(filter(None, labels))[:64].rstrip("-.")
     if not host_name:
         raise ValueError(f"no host name can be made of {name!a}")
     return host_name
 
 
-def parse_answer(data: bytes, ended: bool, to_report: bool) -> "Optional[Answer]":
-    """Return the HTTP/1 answer (RFC 9112) that *data* begins with, or None if some is missing.
-
-    *ended*: no more will come. Of an answer *to_report* only the status counts. The body *is_whole*
-    if the answer says where it ends. Raises Failure for any status but 2xx, and ValueError for what
-    is malformed, ambiguous or only a part.
-    """
-    stream, code = io.BytesIO(data), b"100"
-    while code == b"100":  # "Continue": the answer itself comes next
-        status_line = stream.readline()
-        version, _, status = status_line.partition(b" ")
-        headers: Dict[bytes, Set[bytes]] = {name: set() for name in HEADERS}
-        malformed = False
-        for line in stream:
-            if line in (b"\r\n", b"\n"):
-                break
-            name, colon, value = line.partition(b":")
-            malformed |= not (colon and name) or bool(name.strip(VISIBLE)) or b"\r" in line[:-2]
-            headers.get(name.lower(), set()).add(value.strip(b" \t\r\n").lower())
-        else:
-            return None
-        code, after = status[:3], status[3:]
-        is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and code.isdigit()
-        if not is_http or after[:1] not in b" \r\n" or b"\r" in after[:-2]:
-            raise ValueError(f"the answer is no HTTP: {status_line[:80]!a}")
-    text, data = status.decode("latin-1").rstrip(), stream.read()
-    lengths, codings, delays = (headers[name] for name in HEADERS)
-    length, delay = b",".join(lengths), b",".join(delays)  # several are no number
-    if not code.startswith(b"2"):
-        can_wait = code in (b"429", b"503") and delay.isdigit()
-        seconds = min(max(float(delay), RETRY_SECONDS), 60) if can_wait else RETRY_SECONDS
-        raise Failure(f"the answer is {text}", absent=code in (b"400", b"404"), delay=seconds)
-    if to_report or code == b"204":
-        return Answer(text, b"", is_whole=True)
-    if malformed:
-        raise ValueError("the answer has a malformed header")
-    if code == b"206":
-        raise ValueError("the answer is only a part")
-    body: Optional[bytes]
-    if not lengths and not codings:
-        body = data if ended else None
-    elif not lengths and codings == {b"chunked"}:
-        body = join_chunks(data)
-    elif not codings and length.isdigit() and len(length) < 10:
-        body = data[: int(length)] if len(data) >= int(length) else None
-    else:
-        raise ValueError("it is not clear where the answer ends")
-    return None if body is None else Answer(text, body, is_whole=bool(lengths or codings))
-
-
-def join_chunks(data: bytes) -> "Optional[bytes]":
-    """Return the body that *data* has in chunks (RFC 9112, 7.1), or None if some is missing."""
-    stream, body = io.BytesIO(data), bytearray()
-    for line in stream:
-        if not line.endswith(b"\n"):
-            return None
-        digits = line[:-2].partition(b";")[0].rstrip(b" \t")
-        is_size = digits and len(digits) < 9 and not digits.strip(HEX_DIGITS)
-        if not is_size or not line.endswith(b"\r\n"):
-            raise ValueError("the answer has a malformed chunk")
-        size = int(digits, 16)
-        if not size:  # trailers may follow, and then an empty line
-            return bytes(body) if {b"\r\n", b"\n"}.intersection(stream) else None
-        body += stream.read(size)
-        if not b"\r\n".startswith(stream.read(2)):
-            raise ValueError("the answer has a malformed chunk")
-    return None
-
-
-def say(line: str, remark: str = "", error: bool = False) -> None:
-    """Print a line at once: what a peer sent must neither break it nor steer a terminal."""
-    stream = sys.stderr if error else sys.stdout
-    printable = "".join(c if " " <= c <= "~" else "?" for c in line[: 400 - len(remark)] + remark)
-    try:
-        if stream:
-            os.write(stream.fileno(), printable.encode() + b"\n")
-    except OSError:
-        pass  # nobody reads (a closed pipe, a full disk): go on
-
-
-told: "Dict[bool, List[Tuple[float, str]]]" = {False: [], True: []}  # steps, and failures
-
-
-def tell(line: str, remark: str = "", error: bool = False) -> None:
-    """Say a line of an attempt, unless it came within a minute, or ten others did.
-
-    A failure, which has a *remark*, comes again when there was another one meanwhile.
-    """
-    line, now, lines = line[:400], time.monotonic(), told[bool(remark)]
-    lines[:] = [(when, old) for when, old in lines if now - when < 60]
-    known = [old for _, old in (lines[-1:] if remark else lines)]
-    if line not in known and not lines[9:]:
-        lines.append((now, line))
-        say(line, remark, error)
-
-
-def exchange(url: str, headers: "List[str]", deadline: float, report: bytes = b"") -> Answer:
-    """GET *url*, or POST *report* to it, in waagent's form; raise as parse_answer() does.
-
-    And OSError or ValueError where the answer is late, cut short or too long.
-    """
-    _, _, authority, path = url.split("/", 3)
-    host, _, port = authority.partition(":")
-    head = [f"{'POST' if report else 'GET'} /{path} HTTP/1.1", f"Host: {authority}", *headers]
-    head += [f"Content-Length: {len(report)}"] if report else []
-    request = "\r\n".join([*head, "Connection: close", "", ""]).encode("ascii") + report
-    data = b""
-    deadline = min(deadline, time.monotonic() + STEP_SECONDS)
-    with socket.socket() as connection:
-        connection.settimeout(min(seconds_to(deadline), CONNECT_SECONDS))
-        connection.connect((host, int(port or "80")))
-        try:
-            connection.sendall(request)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # a host may answer, and close, before it has read the request
-        while True:
-            connection.settimeout(seconds_to(deadline))
-            received = connection.recv(ANSWER_MAX)
-            data += received
-            if len(data) > ANSWER_MAX:
-                raise ValueError("the answer is longer than 256 KiB")
-            answer = parse_answer(data, ended=not received, to_report=bool(report))
-            if answer:
-                return answer
-            if not received:
-                raise ValueError(f"the answer is cut short: {data[:80]!a}")
-
-
-def seconds_to(deadline: float) -> float:
-    """Return how long it is to the *deadline*; raise socket.timeout if it is over."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise socket.timeout("timed out")
-    return left
-
-
-def run(command: "List[str]", deadline: float) -> bytes:
-    """Run a program and return what it prints; a Failure has that if it fails or prints 4 KiB."""
-    import signal  # not needed before Ready; subprocess would be four times as slow
-
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(writer, 1)
-            os.dup2(writer, 2)
-            os.execvp(command[0], command)
-        except OSError as error:
-            os.write(writer, str(error).encode())
-        finally:
-            os._exit(127)
-    os.close(writer)
-    os.set_blocking(reader, False)  # what the program leaves behind may keep the other end open
-    seconds = min(max(deadline - time.monotonic(), RETRY_SECONDS), STEP_SECONDS)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    _, status = os.waitpid(child, 0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    with open(reader, "rb") as output:
-        printed = output.read(4096) or b""
-    if status or printed[4095:]:  # there may have been more
-        reason = printed.decode("utf-8", "replace").strip()
-        raise Failure(f"{command[0]} ended with status {status >> 8 or -status}: {reason}")
-    return printed
-
-
-def fetch_name(imds: str, leaf: "Tuple[str, str]", deadline: float) -> str:
-    """Return the name in a leaf of IMDS's instance document, by its key and api-version."""
-    path = "/metadata{}?api-version={}&format=text".format(*leaf)
-    try:
-        answer = exchange(imds + path, ["Metadata: true"], deadline)
-    except PermissionError:
-        if not os.access(SYSTEMD_IMDS, os.X_OK):
-            raise
-        # systemd 261 and newer can keep IMDS to its own client (85-imds-early.network).
-        return parse_name(run([SYSTEMD_IMDS, "--cache=no", leaf[0]], deadline))
-    if not answer.is_whole:
-        raise ValueError("the answer does not say where it ends, and may be cut short")
-    return parse_name(answer.body)
-
-
 def set_host_name(name: str, deadline: float) -> None:
     """Make *name* the kernel's host name and the stored one, on disk, or raise OSError."""
+    import subprocess  # not needed before Ready
+
+    temporary, seconds = ETC_HOSTNAME + ".azure-provisioning", step_seconds(deadline)
+    # --static, or it takes PRETTY_HOSTNAME out of /etc/machine-info.
+    command = ["hostnamectl", "--no-ask-password", "--static", "set-hostname", name]
     try:
-        # --static, or it takes PRETTY_HOSTNAME out of /etc/machine-info.
-        run(["hostnamectl", "--no-ask-password", "--static", "set-hostname", name], deadline)
+        status = subprocess.call(command, stdin=subprocess.DEVNULL, timeout=seconds)
+        if status:
+            raise OSError(f"hostnamectl ended with status {status}")
         verify_host_name(name)
     except Exception as error:
         tell(f"{error}; setting the host name without hostnamectl", error=True)
         try:
             socket.sethostname(name)
         finally:  # the stored name is the kernel's at the next boot
-            write_etc_hostname(name)
+            with open(temporary, "wb") as file:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(name.encode() + b"\n")
+            os.rename(temporary, ETC_HOSTNAME)
         verify_host_name(name)
     finally:
-        directory, prefix = os.path.split(ETC_HOSTNAME + ".azure-provisioning")
-        for file in os.listdir(directory):
-            if file.startswith(prefix):  # of this run, or of one that was killed
-                os.unlink(os.path.join(directory, file))
+        if os.path.exists(temporary):  # of this run, or of one that was killed
+            os.unlink(temporary)
 
 
 def verify_host_name(name: str) -> None:
@@ -363,124 +319,59 @@ def verify_host_name(name: str) -> None:
         raise OSError("the host name is {}, and {} is stored, not {}".format(*names, name))
 
 
-def write_etc_hostname(name: str) -> None:
-    """Replace /etc/hostname in one go: a power cut leaves the old name or the new one."""
-    temporary = f"{ETC_HOSTNAME}.azure-provisioning.{os.getpid()}"  # another run has its own
-    with open(temporary, "xb") as file:
-        file.write(name.encode() + b"\n")
-        file.flush()  # all of it, or it fails; an unbuffered write may end early
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-    os.rename(temporary, ETC_HOSTNAME)
+def tell(line: str, remark: str = "", error: bool = False) -> None:
+    """Say a line of an attempt, unless the same, but for its *remark*, was said within a minute."""
+    now = time.monotonic()
+    if line not in told or now - told[line] >= 60:
+        told[line] = now
+        say(line, remark, error)
 
 
-def report_ready(options: Options, deadline: float, _: float) -> "Iterator[str]":
-    """One attempt: fetch the goal state, for its current incarnation, and report Ready."""
-    yield "Goal state"
-    tell(f"Fetching the goal state from {options.wireserver}")
-    url = options.wireserver + "/machine?comp="
-    goal_state = parse_goal_state(exchange(url + "goalstate", WIRESERVER_HEADERS, deadline).body)
-    tell("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
-    report = build_health_report(goal_state)
-    if options.dry_run:
-        for line in ["Would report Ready:", *report.decode().splitlines()]:
-            say(line)
-        return
-    yield "Health report"
-    tell("Reporting Ready")
-    say(f"Ready accepted: {exchange(url + 'health', HEALTH_HEADERS, deadline, report).status}")
-
-
-def set_name(options: Options, deadline: float, patience: float) -> "Iterator[str]":
-    """One attempt: ask IMDS for the computer name, or after *patience* the VM's, and set it."""
-    yield "Computer name"
-    tell(f"Fetching the name from {options.imds}")
+def say(line: str, remark: str = "", error: bool = False) -> None:
+    """Print a line at once: what a peer sent must neither break it nor steer a terminal."""
+    printable = "".join(c if " " <= c <= "~" else "?" for c in line[: 400 - len(remark)] + remark)
     try:
-        name = fetch_name(options.imds, COMPUTER_NAME, deadline)
-    except Failure as failure:
-        if not failure.absent or time.monotonic() < patience:
-            raise
-        tell(f"Computer name failed: {failure}; asking for the VM's name")
-        yield "VM name"
-        name = fetch_name(options.imds, VM_NAME, deadline)
-    yield "Host name"
-    host_name = make_host_name(name)
-    if not options.dry_run:
-        set_host_name(host_name, deadline)
-    say(f"Would set the host name {host_name}" if options.dry_run else f"Host name {host_name} set")
+        print(printable, file=sys.stderr if error else sys.stdout, flush=True)
+    except OSError:
+        pass  # nobody reads (a closed pipe, a full disk): go on
 
 
-def persist(attempt: "Callable[..., Iterator[str]]", options: Options, seconds: float) -> bool:
-    """Make *attempt* after *attempt* until one succeeds or the *seconds* are over; return which.
-
-    An attempt yields the name of each of its steps as it begins, to tell which one failed.
-    """
-    start = time.monotonic()
-    deadline, patience = start + seconds, start + min(seconds, PATIENCE_SECONDS)
-    failed = ""
-    while True:
-        try:
-            # The last attempt has a second, too, to find that the trouble is over.
-            for step in attempt(options, max(deadline, time.monotonic() + 1), patience):
-                failed = f"{step} failed"
-            return True
-        except Exception as error:  # whatever it was, the next attempt may put it right
-            line = f"{failed}: {str(error) or repr(error)}"
-            if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
-                # Some images let only root reach WireServer (coreos/bugs issue 2468).
-                line += " (you are not root: try again as root)"
-            left = deadline - time.monotonic()
-            if left <= 0:
-                say(line, "; giving up", error=True)
-                return False
-            tell(line, f"; trying again for {int(left) + 1} s", error=True)
-            time.sleep(min(left, getattr(error, "delay", RETRY_SECONDS)))
-
-
-def parse_arguments(arguments: "List[str]") -> Options:
-    """Return the options; for --help, --version and wrong usage print and exit instead."""
+def parse_arguments(arguments: "list[str]") -> "dict[str, str]":
+    """Return the options, as getopt names them; raise ValueError or GetoptError for wrong usage."""
     import getopt  # neither is needed in the unit
     import re
 
-    options = DEFAULTS
     names = ["dry-run", "timeout=", "wireserver=", "imds=", "version", "help"]
-    try:
-        pairs, rest = getopt.getopt(arguments, "h", names)
-        if rest:
-            raise ValueError(f"unexpected argument {rest[0]!a}")
-        for option, text in pairs:
-            url = re.match(r"(http://[A-Za-z0-9_.-]+(?::([0-9]{1,5}))?)/?\Z", text)
-            if option in ("-h", "--help", "--version"):
-                for line in [__version__] if option == "--version" else __doc__.splitlines():
-                    say(line)
-                sys.exit(0)
-            elif option == "--dry-run":
-                options = options._replace(dry_run=True)
-            elif option == "--timeout":
-                if not re.match(r"[0-9]+(\.[0-9]+)?\Z", text) or not 0 < float(text) <= 86400:
-                    raise ValueError(
-                        f"{option} takes more than 0, at most 86400 seconds, not {text!a}"
-                    )
-                options = options._replace(timeout=float(text))
-            elif url and int(url.group(2) or "80") in range(1, 65536):
-                options = options._replace(**{option[2:]: url.group(1)})
-            else:
-                raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")
-    except (getopt.GetoptError, ValueError) as error:
-        say(f"azure_provisioning.py: {error} (try --help)", error=True)
-        sys.exit(2)
-    return options
+    pairs, rest = getopt.getopt(arguments, "h", names)
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!a}")
+    for option, text in pairs:
+        seconds = re.match(r"[0-9]+(\.[0-9]+)?\Z", text)
+        url = re.match(r"http://[A-Za-z0-9_.-]+(?::([0-9]{1,5}))?/?\Z", text)
+        if option == "--timeout" and not (seconds and 0 < float(text) <= 86400):
+            raise ValueError(f"{option} takes more than 0, at most 86400 seconds, not {text!a}")
+        if option in DEFAULTS and not (url and 0 < int(url.group(1) or "80") < 65536):
+            raise ValueError(f"{option} takes http://HOST[:PORT], not {text!a}")
+        if option in ("-h", "--help", "--version"):
+            for line in [__version__] if option == "--version" else __doc__.splitlines():
+                say(line)
+            os._exit(0)  # as at the end of this file
+    return {option: text.rstrip("/") for option, text in pairs}
 
 
 def main() -> int:
     """Do as the command line says; return the exit status."""
     try:
-        options = parse_arguments(sys.argv[1:]) if sys.argv[1:] else DEFAULTS
-        ready = persist(report_ready, options, options.timeout or WIRESERVER_SECONDS)
-        named = ready and persist(set_name, options, options.timeout or IMDS_SECONDS)
+        options = {**DEFAULTS, **(parse_arguments(sys.argv[1:]) if sys.argv[1:] else {})}
+        timeout, dry_run = float(options.get("--timeout", 0)), "--dry-run" in options
+        ready = report_ready(options["--wireserver"], timeout or WIRESERVER_SECONDS, dry_run)
+        named = ready and set_name(options["--imds"], timeout or IMDS_SECONDS, dry_run)
     except KeyboardInterrupt:
         say("Interrupted", error=True)
         return 130
+    except Exception as error:  # of the command line: all others are tried again
+        say(f"azure_provisioning.py: {error} (try --help)", error=True)
+        return 2
     return 0 if named else 3 if ready else 1
 
 

@@ -1,20 +1,16 @@
 """What the tests share: isolation, a simulated host, a machine, the script as a process."""
 
 import collections
-import contextlib
-import fcntl
-import itertools
 import json
 import os
 import platform
-import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
 
@@ -28,32 +24,44 @@ NEWEST = "debian-testing"  # an image, whose Python is newer than what machines 
 
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
-# Where the kernel refuses, sandbox.py's guard remains, and tests that need more are skipped.
+# Where that is refused nothing changes: guards remain, here and in sandbox.py, and what needs more
+# is skipped.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
-    os.environ.setdefault("USER", pwd.getpwuid(os.geteuid()).pw_name)  # names pytest's directory
+    os.environ.setdefault("USER", str(os.geteuid()))  # names pytest's directory
     os.environ["NOT_ISOLATED"] = isolate()
     if "PYTHONS" not in os.environ:  # mutants.py needs only one
-        os.environ["PYTHONS"] = json.dumps({**interpreters.find(), NEWEST: NEWEST})
+        os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
-VMS_AT_ONCE = 3  # more are no faster on two cores, and then too slow for what waits for them
+BOOTS_TAKE = "as root, about 12 minutes on two cores and, the first time, 4 GB below .pytest_cache"
+VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages: where it is measured, what is no matter of memory has them.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
+def guard(event: str, arguments: Tuple[Any, ...]) -> None:
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        address = arguments[1][0]
+        if not address.startswith(("127.", "::1", "localhost")):
+            raise OSError(f"not isolated: refused to connect to {address}")
+
+
+if NOT_ISOLATED:
+    sys.addaudithook(guard)
+
+
 def pytest_report_header() -> List[str]:
-    isolation = NOT_ISOLATED or "loopback only, in a network namespace of our own"
-    return [f"network: {isolation}", f"script runs on: CPython {', '.join(PYTHONS)}"]
+    network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
+    return [f"network: {network}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--boots", action="store_true", help=f"boot real systems: {BOOTS_TAKE}")
     parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
-    parser.addoption(
-        "--vm-power-cuts", type=int, default=10, help="of virtual machines, ten of a boot"
-    )
+    parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
     parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
 
@@ -65,28 +73,36 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys(), indirect=True)
+        newest = {NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {}
+        pythons = {**PYTHONS, **newest}
+        metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
-def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """Have two workers begin with the virtual machines: as many as there are cores in CI.
+def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+    """Leave out what boots, if it was not asked for; or begin with the virtual machines.
 
-    Each worker gets a block of the list; one that is done takes over from another.
+    More of them at once are no faster on two cores, and too slow for what waits for them.
     """
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    trials: List[pytest.Item] = []  # of images: they take longest
-    others: List[pytest.Item] = []
-    rest: List[pytest.Item] = []
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        (trials if "emulated" in names else others if "emulation" in names else rest).append(item)
-    slow = trials + others
-    first, second = slow[::2], slow[1::2]
-    fill = max(len(items) // workers - len(first), 0)
-    items[:] = first + rest[:fill] + second + rest[fill:]
+    fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
+    if not config.getoption("--boots"):
+        items[:] = [item for item in items if not fixtures[item] & {"image", "emulation"}]
+    for number, item in enumerate(item for item in items if "emulation" in fixtures[item]):
+        item.add_marker(pytest.mark.xdist_group(f"vm{number % VMS_AT_ONCE}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a reason to skip be told once, and not once for each place where a test was skipped."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = (__file__, require.__code__.co_firstlineno, report.longrepr[2])
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not terminalreporter.config.getoption("--boots"):
+        what = "containers, virtual machines and trials of images"
+        terminalreporter.write_line(f"left out: {what}; --boots runs them: {BOOTS_TAKE}")
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     properties = [pair for report in reports for pair in report.user_properties]
     reached = collections.Counter(value for name, value in properties if name == "power cut")
@@ -114,7 +130,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def heed_sigint() -> None:
-    """Before a program starts: who started the tests may have had it ignored, as "nohup … &" does."""
+    """Before a program starts: who started the tests may ignore it, as "nohup … &" does."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -125,21 +141,14 @@ def isolated() -> None:
 
 
 @pytest.fixture
-def emulation(isolated: None, pytestconfig: pytest.Config) -> Iterator[Emulation]:
-    """How to run a virtual machine here, when fewer than VMS_AT_ONCE tests have one."""
+def emulation(isolated: None) -> Emulation:
+    """How to run a virtual machine here."""
     emulation = EMULATIONS.get(platform.machine())
     require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
     assert emulation
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
-    assert pytestconfig.cache
-    slots = pytestconfig.cache.mkdir("slots")
-    for number in itertools.cycle(range(VMS_AT_ONCE)):
-        with open(slots / str(number), "w") as slot, contextlib.suppress(BlockingIOError):
-            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield emulation
-            return
-        time.sleep(0.2)
+    return emulation
 
 
 @pytest.fixture
@@ -222,15 +231,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def command(host: SimulatedHost, machine: Machine) -> List[str]:
     """The script on *machine*, against *host*."""
-    return [
-        sys.executable,
-        *MEASURED_FLAGS,
-        "-W",
-        "error",
-        sandbox.__file__,
-        str(machine.directory),
-        *host.options(),
-    ]
+    python = [sys.executable, *MEASURED_FLAGS, "-Werror"]
+    return [*python, sandbox.__file__, str(machine.directory), *host.options()]
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from world.sandbox import REPOSITORY
 TESTS = Path(REPOSITORY, "tests")
 COMMANDS = {path.stem for path in TESTS.glob("*.py")}
 SUITE = {path.stem for path in (TESTS / "suite").glob("*.py")}
+# What the files of each directory must not import.
+FORBIDDEN = {"world": COMMANDS | SUITE, "": SUITE, "suite": SUITE - {"conftest"}}
 
 
 def imported(path: Path) -> Set[str]:
@@ -24,16 +26,7 @@ def imported(path: Path) -> Set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((TESTS / "world").glob("*.py")), ids=lambda path: path.stem)
-def test_the_world_uses_neither_the_commands_nor_the_tests(path: Path) -> None:
-    assert imported(path) & (COMMANDS | SUITE) == set()
-
-
-@pytest.mark.parametrize("path", sorted(TESTS.glob("*.py")), ids=lambda path: path.stem)
-def test_a_command_uses_the_world_and_no_test(path: Path) -> None:
-    assert imported(path) & SUITE == set()
-
-
-@pytest.mark.parametrize("name", sorted(SUITE))
-def test_no_test_uses_another(name: str) -> None:
-    assert imported(TESTS / "suite" / f"{name}.py") & (SUITE - {"conftest"}) == set()
+@pytest.mark.parametrize("directory", FORBIDDEN, ids=["world", "commands", "suite"])
+def test_the_tests_use_the_commands_and_those_the_world(directory: str) -> None:
+    for path in (TESTS / directory).glob("*.py"):
+        assert imported(path) & FORBIDDEN[directory] == set(), path

@@ -1,5 +1,6 @@
 """Whatever a test does wrong, nothing reaches Azure's addresses or renames the machine."""
 
+import socket
 import subprocess
 import sys
 
@@ -8,6 +9,35 @@ import pytest
 from world import sandbox
 from world.machine import Machine
 from world.network import PLATFORM_ADDRESSES
+
+FAIL_AT_THE_LAST_STEP = """\
+import os
+from world import network
+
+def fail():
+    raise PermissionError
+
+def seen():
+    return [os.readlink("/proc/self/ns/" + name) for name in ("mnt", "net", "user", "uts")]
+
+network.bring_up_loopback = fail
+before = seen(), {**os.environ}
+assert network.isolate().startswith("not isolated (")
+assert (seen(), {**os.environ}) == before
+"""
+
+
+def test_isolation_that_fails_at_its_last_step_changes_nothing() -> None:
+    where = {"PYTHONPATH": f"{sandbox.REPOSITORY}/tests"}
+    subprocess.run([sys.executable, "-c", FAIL_AT_THE_LAST_STEP], env=where, check=True)
+
+
+def test_no_packet_can_leave() -> None:
+    """In a namespace there is no way; elsewhere conftest's guard lets no test go it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, pytest.raises(
+        OSError, match="unreachable|not isolated"
+    ):
+        probe.connect(("192.0.2.1", 80))
 
 
 @pytest.mark.parametrize("address", [*PLATFORM_ADDRESSES, "10.0.0.1"])

@@ -20,8 +20,9 @@ def find() -> Dict[str, str]:
     """Return one executable for each CPython 3.6 or newer, by version ("3.11.7"), oldest first."""
     found: Dict[tuple[int, ...], str] = {}
     for path in sorted(path for place in PLACES for path in glob.glob(place)):
-        if os.path.basename(path)[len("python3") :].strip(".0123456789"):
-            continue  # python3-config and the like
+        has_suffix = os.path.basename(path)[len("python3") :].strip(".0123456789")  # -config
+        if has_suffix or not os.access(path, os.X_OK):
+            continue
         # A pyenv shim fails here for a version that is not selected, and else tells the real place.
         probe = subprocess.run(
             [path, "-I", "-S", "-c", PROBE], capture_output=True, text=True, check=False

@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import Iterator
 
 PLATFORM_ADDRESSES = WIRESERVER, IMDS = ("168.63.129.16", "169.254.169.254")
@@ -16,31 +18,64 @@ MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR, IFF_UP = 0x8913, 0x8914, 0x8916, 1
 
 
+# Settings that can refuse user namespaces: their names, the value that does, one that does not.
+SYSCTLS = [
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),
+    ("user.max_user_namespaces", "0", "10000"),
+]
+
+
 def isolate() -> str:
-    """Move this process into namespaces of its own; return "" or why that is impossible.
+    """Move this process into namespaces of its own; or change nothing, and return why and a remedy.
 
     The new network has loopback and nothing else, and loopback owns the platform's addresses: what
     is meant for Azure ends here. What is mounted goes away with the last process. Without root a
     user namespace helps, where the kernel allows it. OUTER_NETWORK in the environment is then the
     network that was left, for what must download something.
     """
+    is_root = os.geteuid() == 0
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # it finds out: where a step fails, those before it are done
+        try:
+            enter_namespaces(is_root)
+        except OSError as error:
+            os.write(writing, f"not isolated ({error}): {remedy(is_root, error)}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        refusal = pipe.read()
+    os.waitpid(child, 0)
+    if not refusal:
+        enter_namespaces(is_root)
+    return refusal
+
+
+def enter_namespaces(is_root: bool) -> None:
+    uid, gid, namespaces = os.getuid(), os.getgid(), CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS
     outer_network = os.open("/proc/self/ns/net", os.O_RDONLY)
     os.environ["OUTER_NETWORK"] = f"/proc/{os.getpid()}/fd/{outer_network}"
-    namespaces = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS
-    try:
-        if os.geteuid() == 0:
-            unshare(namespaces)
-        else:
-            uid, gid = os.getuid(), os.getgid()
-            unshare(CLONE_NEWUSER | namespaces)
-            write("/proc/self/setgroups", "deny")
-            write("/proc/self/uid_map", f"0 {uid} 1")
-            write("/proc/self/gid_map", f"0 {gid} 1")
-        call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-        bring_up_loopback()
-    except OSError as error:
-        return f"no namespace of our own: {error}"
-    return ""
+    call("unshare", namespaces if is_root else CLONE_NEWUSER | namespaces)
+    if not is_root:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    bring_up_loopback()
+
+
+def remedy(is_root: bool, error: OSError) -> str:
+    if is_root and error.errno == errno.EINVAL:  # "/" is no mount point
+        return "in a chroot, mount its directory on itself first (mount --bind DIR DIR)"
+    if is_root:
+        return "give root all its capabilities (docker run --privileged)"
+    for name, refusing, allowing in SYSCTLS:
+        path = Path("/proc/sys", name.replace(".", "/"))
+        if path.exists() and path.read_text().strip() == refusing:
+            return f"run as root, or allow user namespaces: sysctl {name}={allowing}"
+    return "run as root"
 
 
 @contextlib.contextmanager
@@ -50,7 +85,7 @@ def new_network() -> Iterator[None]:
     Sockets, threads and processes that are made in it stay there.
     """
     with open("/proc/thread-self/ns/net") as home:
-        unshare(CLONE_NEWNET)
+        call("unshare", CLONE_NEWNET)
         try:
             bring_up_loopback()
             yield
@@ -58,20 +93,11 @@ def new_network() -> Iterator[None]:
             call("setns", home.fileno(), CLONE_NEWNET)
 
 
-def unshare(flags: int) -> None:
-    call("unshare", flags)
-
-
 def call(function: str, *arguments: object) -> None:
     """Call a function of libc for which os has none before Python 3.12; raise OSError."""
     if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{function}: {os.strerror(number)}")
-
-
-def write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
 
 
 def bring_up_loopback() -> None:
