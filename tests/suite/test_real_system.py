@@ -137,8 +137,7 @@ def test_a_kernel_that_refuses_the_name_has_it_after_the_next_boot(host: Simulat
 
 def boot_as(user: List[str], *options: str) -> Tuple[int, str]:
     require(os.environ["ROOT"], "only root can become nobody")
-    require(os.path.exists(NOBODYS_PYTHON), f"{NOBODYS_PYTHON} is not installed")
-    require_tools("setpriv")
+    require_tools("setpriv", NOBODYS_PYTHON)
     status, lines = boot("--timeout=1", *options, prefix=user, python=NOBODYS_PYTHON)
     return status, "\n".join(lines)
 
