@@ -65,15 +65,12 @@ def test_the_demo_prints_what_the_first_page_shows() -> None:
 SETTINGS = readme.block("### 1. Create the VM")
 BUILDER = f"{SETTINGS}tree=/\n"  # what the root shell in the builder has
 INSTALL = readme.block("### 3. Install")
-# Directories that the blocks change, and files that they expect in them.
-CHANGED = {
-    "etc": ["machine-id", "hostname", "systemd/system/ssh.service.d/host-keys.conf"],
-    "home": ["builder/azure_provisioning.py", "builder/azure-provisioning.service"],
-    "root": [],
-    "usr/local": [],
-    "usr/sbin": ["sshd"],
-    "var": [],
-}
+# Directories that the blocks change, files that they expect, and all programs that they call.
+CHANGED = ("etc", "home", "root", "usr/local", "usr/sbin", "var")
+FILES = "etc/machine-id etc/hostname etc/systemd/system/ssh.service.d/host-keys.conf usr/sbin/sshd"
+FILES += " home/builder/azure_provisioning.py home/builder/azure-provisioning.service"
+PROGRAMS = "apt-get az cat chmod cloud-init find grep id install ln mkdir rm sed sh systemctl"
+PROGRAMS += " truncate useradd"
 # Counts the calls of all programs, and fails in the one whose number is in the file "fail".
 STAND_IN = """\
 #!/bin/sh
@@ -97,8 +94,6 @@ mount -o remount,bind,ro / || [ -z "$ROOT" ]
 cd "$SCRATCH/home/builder"
 PATH="$SCRATCH/bin" exec "$1" "$SCRATCH/pasted"
 """
-PROGRAMS = "apt-get az cat chmod cloud-init find grep id install ln mkdir rm sed sh systemctl"
-PROGRAMS += " truncate useradd"
 HARMLESS = "systemctl stop systemd-random-seed.service"
 REMOVES = re.compile(r"^ *(rm|\$remove|find|az vm (deallocate|generalize)|az group delete)\b", re.M)
 
@@ -118,14 +113,13 @@ def paste(
     text: str, scratch: Path, program: str = "sh", fail: int = 0, lacks: str = "", refuses: str = ""
 ) -> Pasted:
     """Paste *text* where all programs are stand-ins; *lacks*, *refuses*: cannot have, or write."""
-    files = [scratch / directory / file for directory in CHANGED for file in CHANGED[directory]]
-    programs = [scratch / "bin" / name for name in PROGRAMS.split()]
+    files = [*FILES.split(), *(f"bin/{name}" for name in PROGRAMS.split())]
     for directory in CHANGED:
         (scratch / directory).mkdir(parents=True, exist_ok=True)
-    for path in {*files, *programs} - {Path(f"{scratch}{lacks}")}:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(STAND_IN)
-        path.chmod(0o755)
+    for file in {*files} - {lacks}:
+        (scratch / file).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / file).write_text(STAND_IN)
+        (scratch / file).chmod(0o755)
     if refuses:
         Path(f"{scratch}{refuses}").unlink(missing_ok=True)
         Path(f"{scratch}{refuses}").mkdir(parents=True)
@@ -177,8 +171,7 @@ def test_a_pasted_block_stops_where_a_command_fails_and_leaves_the_shell_open(
     *_, said, still = good.out.splitlines()
     assert text.endswith(f"\necho '{said}'\n)\n")
     assert still == "The shell is open."
-    if name in ("install", "generalize"):
-        assert good.calls[0] == ONLY_ON_AZURE
+    assert (good.calls[0] == ONLY_ON_AZURE) == (name in ("install", "generalize"))
     tree = "/home/my-image/mkosi.extra" if name == "from-scratch" else ""
     where = {"units": f"{tree}/etc/systemd/system", "tree": tree, "": ""}
     written = re.findall(r'>"?\$?(units|tree|)(/[^."\s][^"\s]*)', text)
@@ -209,14 +202,19 @@ def test_sshd_takes_azures_key_for_one_user_and_only_a_whole_one(scratch: Path) 
 
 
 def test_the_agents_may_be_gone_or_have_ended_with_warnings(scratch: Path) -> None:
-    again = paste(BUILDER + INSTALL + INSTALL, scratch / "again", lacks="/bin/cloud-init")
+    again = paste(BUILDER + INSTALL + INSTALL, scratch / "again", lacks="bin/cloud-init")
     assert again.out.count("All is installed.\n") == 2
     warned = paste(f"cloud-init() {{ return 2; }}\n{BUILDER}{INSTALL}", scratch / "warned", "bash")
     assert "All is installed.\n" in warned.out
 
 
+def test_a_resource_group_that_is_there_already_is_left_alone(scratch: Path) -> None:
+    pasted = paste("az() { echo true; }\n" + STOPPING["create"], scratch, "bash")
+    assert pasted.out == "The shell is open.\n"
+
+
 def test_no_ssh_host_key_is_removed_where_no_other_would_be_made(scratch: Path) -> None:
-    lacks = "/etc/systemd/system/ssh.service.d/host-keys.conf"
+    lacks = "etc/systemd/system/ssh.service.d/host-keys.conf"
     pasted = paste(readme.block("### 4. Generalize"), scratch, lacks=lacks)
     assert pasted == Pasted("The shell is open.\n", [ONLY_ON_AZURE], [])
 
