@@ -39,7 +39,7 @@ from world.images import (
     ASSET_TAG,
     CURL,
     IMAGES,
-    IMDS,
+    IMDS_CLIENT,
     MINIMAL,
     SELINUX,
     SSH,
@@ -49,7 +49,8 @@ from world.images import (
     label,
     run,
 )
-from world.network import PLATFORM_ADDRESSES, set_address
+from world.network import IMDS, PLATFORM_ADDRESSES, WIRESERVER, new_network, set_address
+from world.redirect import redirect
 from world.sandbox import REPOSITORY
 
 UNIT_LINK = "etc/systemd/system/multi-user.target.wants/azure-provisioning.service"
@@ -265,6 +266,22 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     line = LINES[1].replace("incarnation 1,", "incarnation 2,")
     assert boot_container(root) == good_end("myvm", [LINES[0], line, *LINES[2:]])
     assert len(host.accepted) == 1
+
+
+# ---- Beside GuestProxyAgent
+
+PROXIED_WIRESERVER, PROXIED_IMDS = ("127.0.0.1", 3080), ("127.0.0.1", 3081)
+
+
+@each_release
+def test_the_first_boot_ends_well_where_guestproxyagent_has_all_requests_go_to_127_0_0_1(
+    root: Path, isolated: None
+) -> None:
+    targets = {WIRESERVER: PROXIED_WIRESERVER, IMDS: PROXIED_IMDS}
+    with new_network(), SimulatedHost(Vm(), PROXIED_WIRESERVER, PROXIED_IMDS) as proxy:
+        report = boot_container(root, lambda group: redirect(group, targets))
+        assert report == good_end("myvm")
+        assert len(proxy.accepted) == 1
 
 
 # ---- Images, made as the README says
@@ -559,7 +576,7 @@ def test_a_virtual_machine_boots_when_its_network_is_there(
 
 # Without a .network file of the image's own systemd-imds brings the network up.
 IMDS_NETWORK = "systemctl enable systemd-networkd.service systemd-networkd-wait-online.service"
-WITH_IMDS = [name for name in IMAGES if IMDS in IMAGES[name].packages]
+WITH_IMDS = [name for name in IMAGES if IMDS_CLIENT in IMAGES[name].packages]
 
 
 @pytest.mark.parametrize("release", WITH_IMDS)

@@ -112,19 +112,23 @@ def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> N
 
 # ---- Containers: systemd-nspawn
 
-# The hierarchies in which systemd keeps its control groups: only the last, or the other two.
-CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+# Whatever the machine that runs the tests has: the guest's systemd sees one hierarchy of control
+# groups, and so it enforces IPAddressDeny=.
 LAUNCH = """\
-for group in $1; do echo 0 >"$group/cgroup.procs"; done
+echo 0 >"$1/cgroup.procs"
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /run
 shift; exec "$@"
 """
 
 
-def boot_container(root: Path) -> Report:
-    """Boot the disk, wait until the boot has ended and the machine is off; return the report."""
+def boot_container(root: Path, prepare: Callable[[Path], None] = lambda group: None) -> Report:
+    """Boot the disk, wait until the boot has ended and the machine is off; return the report.
+
+    *prepare* is called with the machine's control group.
+    """
     console = root.parent / "console"
-    with running_container(root) as process:
+    with running_container(root, prepare) as process:
         wait(process, console, CONTAINER_SECONDS)
     report = root / "witness"
     text = report.read_text()
@@ -139,21 +143,24 @@ def cut_power(root: Path, moment: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
+def running_container(
+    root: Path, prepare: Callable[[Path], None] = lambda group: None
+) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a container from the disk; kill it, if it still runs, at the end."""
-    hierarchies = [one for one in CGROUPS if os.path.exists(f"{one}/cgroup.procs")]
-    # Each has its own control groups: in the same ones, two guests would end each other's services.
-    groups = [Path(one, f"azure-provisioning-test-{os.getpid()}") for one in hierarchies]
+    # A control group of its own: in the same one, two guests would end each other's services.
+    hierarchy = root.parent / "cgroup"
+    hierarchy.mkdir(exist_ok=True)
+    run("mount", "-t", "cgroup2", "cgroup2", str(hierarchy))
+    group = hierarchy / f"azure-provisioning-test-{os.getpid()}"
+    group.mkdir()
+    prepare(group)
     try:
-        for group in groups:
-            group.mkdir(exist_ok=True)
         process = start(
             *"unshare --mount --mount-proc --pid --fork --kill-child".split(),
-            *("sh", "-euc", LAUNCH, "sh", " ".join(map(str, groups))),
+            *("sh", "-euc", LAUNCH, "sh", str(group)),
             *"systemd-nspawn --boot --register=no --keep-unit --console=read-only".split(),
             *"--resolv-conf=off --timezone=off --link-journal=no".split(),
-            # systemd 256 and newer want this where the host has cgroups of the old kind.
-            "--setenv=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+            *"--capability=CAP_NET_ADMIN --system-call-filter=bpf".split(),  # for IPAddressDeny=
             f"--directory={root}",
             console=root.parent / "console",
         )
@@ -162,8 +169,8 @@ def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
         finally:
             kill_container(process)
     finally:
-        for group in groups:
-            run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
+        run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
+        run("umount", str(hierarchy))
 
 
 def kill_container(process: "subprocess.Popen[bytes]") -> None:

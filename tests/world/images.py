@@ -16,7 +16,7 @@ from world.sandbox import REPOSITORY
 
 SSH = "openssh-server"
 CURL = "curl"  # for the README's recipe that fetches SSH keys
-IMDS = "systemd-imds"
+IMDS_CLIENT = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
 ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
 SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
@@ -46,8 +46,7 @@ IMAGES = {
     "debian-12-managers": Image("bookworm", MINIMAL, f"{KERNEL},{MANAGERS}", in_container=False),
     "debian-12-agents": Image("bookworm", FULL, f"{KERNEL},{AGENTS}", in_container=False),
     "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
-    # systemd 262 does not know the control groups of the old kind that a host may have.
-    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
+    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS_CLIENT}"),
 }
 
 
