@@ -98,9 +98,10 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "tuple[str, bytes
     head, empty_line, rest = data.partition(b"\r\n\r\n")
     if not empty_line:
         raise EOFError  # more is to come
-    status_line, *headers = head.splitlines() or [b""]
+    status_line, *headers = lines = head.split(b"\r\n")
     version, code, *_ = [*status_line.split(b" ", 2), b""]
-    if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
+    is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and lines == head.splitlines()
+    if not is_http or len(code) != 3 or not code.isdigit():
         raise ValueError(f"the answer is no HTTP: {status_line[:80]!a}")
     if code == b"100":  # "Continue": the answer itself comes next
         return parse_answer(rest, ended, to_report)

@@ -66,7 +66,7 @@ def script(machine: Machine, host: SimulatedHost) -> Run:
         with pytest.MonkeyPatch.context() as patch, temporary() as out, temporary() as err:
             sandbox.take_over(str(machine.directory), patch.setattr)
             patch.setattr(azure_provisioning, "time", clock)
-            patch.setattr(azure_provisioning, "told", {False: [], True: []})
+            patch.setattr(azure_provisioning, "told", {})
             patch.setattr(sys, "argv", arguments)
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)

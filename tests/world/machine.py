@@ -7,7 +7,6 @@ from typing import List, Protocol
 from world import sandbox
 from world.host import SimulatedHost
 
-MEMORY_MAX = 20 << 10  # KiB, for any run of the script, whatever a peer sends
 SLACK = 5  # seconds that a start of Python and a busy machine may add
 LABEL = "[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
 HOST_NAME = re.compile(rf"(?=.{{1,64}}\Z){LABEL}(\.{LABEL})*")
@@ -51,11 +50,6 @@ class Machine:
         return sandbox.names(str(self.directory))
 
     @property
-    def peak_memory(self) -> int:
-        """Of the last run, in KiB."""
-        return int((self.directory / "peak-memory").read_text())
-
-    @property
     def hostnamectl_calls(self) -> List[str]:
         log = self.directory / "hostnamectl.log"
         return log.read_text().splitlines() if log.exists() else []
@@ -84,7 +78,7 @@ def check(
     timeout: float,
     old_names: List[str] = OLD_NAMES,
 ) -> None:
-    """What holds after every run, whatever went wrong. For memory and tracebacks see conftest."""
+    """What holds after every run, whatever went wrong. For tracebacks see conftest."""
     names = machine.names
     for name, old in zip(names, old_names):
         assert name == old or HOST_NAME.fullmatch(name), "neither old nor valid"
@@ -98,8 +92,8 @@ def check(
         assert result.status == 3
         assert host.accepted
     assert result.status == 0 or result.seconds >= timeout, "it gave up early"
-    # Two deadlines, and a second for the last attempt at each.
-    assert result.seconds < 2 * timeout + 2 + SLACK
+    # Two deadlines, and a second for each step of the last attempt at each.
+    assert result.seconds < 2 * timeout + 5 + SLACK
     assert {path.name for path in machine.etc.iterdir()} <= {"hostname"}
     for line in result.out + result.err:
         assert line.isascii(), "it is for a terminal"

@@ -3,14 +3,12 @@
 DIR, which is made if need be, stands for the machine: DIR/etc/hostname is the stored host name,
 DIR/kernel the kernel's, and DIR/bin all of PATH, with a stand-in for hostnamectl. The script is
 imported and its main() called, with just those places replaced, and with a guard that ends it if it
-would connect anywhere but to loopback. Runs on every Python that the script runs on. With PAUSES=no
-in the environment no time goes by in a pause, though the script believes it.
+would connect anywhere but to loopback. Runs on every Python that the script runs on.
 """
 
 import os
 import socket
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,12 +58,6 @@ def read(path: str) -> str:
         return file.read()
 
 
-def peak_memory() -> int:
-    """Return the most memory that this process has had so far, in KiB."""
-    (line,) = [one for one in read("/proc/self/status").splitlines() if one.startswith("VmHWM:")]
-    return int(line.split()[1])
-
-
 def take_over(directory: str, replace: "Callable[[Any, str, object], None]" = setattr) -> None:
     """Have *directory* be the machine for azure_provisioning; *replace* does it, and may undo it.
 
@@ -89,18 +81,6 @@ def take_over(directory: str, replace: "Callable[[Any, str, object], None]" = se
     replace(azure_provisioning, "SYSTEMD_IMDS", os.path.join(directory, "bin", "systemd-imds"))
 
 
-class Clock:
-    """Stands for the time module; what sleep() is told to wait has gone by at once."""
-
-    skipped = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.skipped
-
-    def sleep(self, seconds: float) -> None:
-        self.skipped += seconds
-
-
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: sandbox.py DIR [OPTION]..., with the options of azure_provisioning.py")
@@ -111,12 +91,7 @@ def main() -> int:
     import azure_provisioning
 
     take_over(directory)
-    if os.environ.get("PAUSES") == "no":
-        setattr(azure_provisioning, "time", Clock())  # noqa: B010
-    try:
-        return azure_provisioning.main()
-    finally:
-        write(os.path.join(directory, "peak-memory"), str(peak_memory()))
+    return azure_provisioning.main()
 
 
 if __name__ == "__main__":
