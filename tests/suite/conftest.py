@@ -132,6 +132,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
 def heed_sigint() -> None:
     """Before a program starts: who started the tests may ignore it, as "nohup … &" does."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
