@@ -11,18 +11,18 @@ from world.host import SimulatedHost, Vm, print_request
 
 
 def main() -> int:
-    vm = Vm(name="web_11", computer_name="web000011")
+    if not os.path.exists("/proc/self/status"):
+        print("demo.py: it needs Linux, with /proc", file=sys.stderr)
+        return 2
+    vm = Vm("web_11", "web000011", instance_id="55555555-6666-7777-8888-999999999999._web_11")
     with tempfile.TemporaryDirectory() as directory, SimulatedHost(vm) as host:
         machine = os.path.join(directory, "machine")
         sandbox.create(machine)
         kernel, _ = sandbox.names(machine)
-        print(
-            f"A simulated Azure host has a VM {vm.name} with the computer name {vm.computer_name}."
-        )
-        print(
-            f"On a simulated machine that is still called {kernel}, the script prints:\n",
-            flush=True,
-        )
+        called = f"{vm.name} with the computer name {vm.computer_name}"
+        print(f"A simulated Azure host has a VM {called}.")
+        print(f"On a simulated machine that is still called {kernel}, the script prints:\n")
+        sys.stdout.flush()
         status = subprocess.call([sys.executable, sandbox.__file__, machine, *host.options()])
         print(f"\nand exits with status {status}. The platform received:\n")
         for request in host.requests:

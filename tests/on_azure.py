@@ -1,52 +1,47 @@
 #!/usr/bin/env python3
 """Run the README's guide on a real Azure subscription, and check what comes of it.
 
-It takes the commands from the README: it makes an image from a Marketplace VM, creates two VMs and
-a scale set of two from it, and looks at each. At the end, whatever happened, it deletes all that.
+It takes the commands from the README: it makes an image from a Marketplace VM, creates a VM and a
+scale set of two from it, and looks at each. At the end, whatever happened, it deletes all that.
 """
 
 import argparse
+import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterable, List, NamedTuple, TextIO, Tuple
+from subprocess import PIPE, Popen
+from typing import List, NamedTuple
 
-from world import readme
+from world import interruption, readme
 from world.sandbox import REPOSITORY
 
+# All that ties this to the README: its guide's blocks are run in their order, those in Bash here,
+# those for sh as root in the builder. They name the resource groups images and builder, the
+# location westeurope, the VM myvm and the scale set myset. Its headings begin so:
+CREATE, COPY, CAPTURE, USE = "### 1. ", "### Keep a copy", "### 5. ", "### 6. "
+HERE, BUILDER = "bash", "sh"
+GROUPS = re.compile(r"(--resource-group |az group \w+ --name )(images|builder)\b")
+JOURNAL = "## See that it worked"
+
 WARNING = """\
-In the subscription {subscription} this creates, in {location}:
+In the subscription {name} this creates, in {location}:
 
 - the resource group {prefix}-builder: a VM, which an image is made from;
-- the resource group {prefix}-images: a snapshot, a Compute Gallery with one image, two VMs,
+- the resource group {prefix}-images: a snapshot, a Compute Gallery with one image, a VM,
   a scale set of two VMs, their disks, network, addresses and a load balancer.
 
 It takes 30 to 60 minutes, and should cost less than 2 US dollars; both are estimates, since nobody
 has run this yet. At the end it deletes both groups, also after an error or Ctrl-C. If there is
 no SSH key in ~/.ssh, one is made. All that is done is logged in {log}.
 """
-GROUPS = re.compile(r"(--resource-group |az group (?:create|delete) --name )(images|builder)\b")
-Place = Tuple[str, int]  # a heading of the README, and the number of a block below it
-CREATE, CONNECT = ("### 1. Create the VM", 0), ("### 1. Create the VM", 1)
-PREPARE: List[Place] = [
-    ("### 2. Remove the agents, keep the network", 0),
-    ("### 2. Remove the agents, keep the network", 1),
-    ("### 3. Install", 0),
-    ("### How do I get in?", 0),
-]
-COPY = ("### Keep a copy", 0)
-GENERALIZE: List[Place] = [("### 4. Generalize", 0), ("### 4. Generalize", 1)]
-CAPTURE: List[Place] = [("### 5. Capture", 0), ("### 5. Capture", 1)]
-CREATE_VM, CREATE_SET = ("### 6. Create VMs", 0), ("### 6. Create VMs", 1)
-VMS = ("myvm", "othervm")  # the README's, and one more like it
-SSH_SECONDS, SETTLE_SECONDS, PAUSE_SECONDS = 600, 300, 10
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
+SSH_SECONDS, PAUSE_SECONDS = 600, 10
 # They live for an hour, and nothing secret is sent to them: their host keys need no check.
 SSH_CONFIG = """\
 Host *
@@ -61,11 +56,14 @@ Host *
 # As if each block were pasted into the same shell, which stops at an error.
 SHELL = """\
 set -eu
-ssh() {{ command ssh -F {config} "$@"; }}
-scp() {{ command scp -F {config} "$@"; }}
-[ ! -e {variables} ] || . {variables}
+az() {{ command az "$@" --subscription {subscription}; }}
+ssh() {{ command ssh -F '{directory}/ssh_config' "$@"; }}
+scp() {{ command scp -F '{directory}/ssh_config' "$@"; }}
+[ ! -e '{directory}/variables' ] || . '{directory}/variables'
 {text}
-declare -p address image >{variables} 2>/dev/null || true
+compgen -v | while read -r _name; do
+    case $_name in [a-z]*) declare -p "$_name" ;; esac
+done >'{directory}/variables'
 """
 # What reads its standard input must not read what comes after it.
 IN_VM = """\
@@ -77,9 +75,9 @@ set -eu
 LOOK = """\
 set -e
 timeout 300 systemctl is-system-running --wait >&2 || true
-cat /proc/sys/kernel/hostname /etc/machine-id
+cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/hostname /etc/machine-id
 cut -d " " -f 2 /etc/ssh/ssh_host_ed25519_key.pub
-systemctl is-enabled azure-provisioning.service || true
+systemctl show --property=UnitFileState --value azure-provisioning.service
 journalctl --quiet --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
 """
 
@@ -87,8 +85,9 @@ journalctl --quiet --boot --output=cat --unit=azure-provisioning.service SYSLOG_
 class Run(NamedTuple):
     prefix: str
     location: str
+    subscription: str  # its ID: another one may become the default while this runs
     directory: Path  # for what is needed while it runs
-    log: TextIO
+    log: Path
 
 
 class Machine(NamedTuple):
@@ -106,95 +105,94 @@ class Failure(Exception):
     """A command failed, or a promise was not kept."""
 
 
+# What cannot be told must not prevent the rest, which may be deleting: these two never fail.
+
+
 def say(run: Run, text: str) -> None:
-    print(text, flush=True)
     note(run, text)
+    with contextlib.suppress(OSError):  # the terminal was closed, or tee has ended
+        os.write(1, f"{text}\n".encode(errors="replace"))  # print would try again at the end
 
 
 def note(run: Run, text: str) -> None:
-    run.log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    run.log.flush()
+    line = f"{time.strftime('%H:%M:%S')} {text}\n"
+    with contextlib.suppress(OSError), open(run.log, "ab") as log:  # the disk may be full
+        log.write(line.encode(errors="replace"))
 
 
 def execute(run: Run, command: List[str], text: str = "") -> str:
     """Run a command with *text* as its input; log all of it, and return what it printed."""
-    note(run, f"+ {' '.join(command)}")
-    done = subprocess.run(
+    note(run, f"+ {' '.join(command)}\n{text}")
+    with Popen(
         command,
-        input=text,
-        stdout=subprocess.PIPE,
-        stderr=run.log,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         text=True,
-        check=False,
+        errors="replace",
         cwd=REPOSITORY,
-    )
-    note(run, f"status {done.returncode}\n{done.stdout}")
-    if done.returncode != 0:
-        raise Failure(f"{command[0]} ended with status {done.returncode}: see {run.log.name}")
-    return done.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(text)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                # And what it has started, which must not go on to create what is being deleted.
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    note(run, f"{err}status {process.returncode}\n{out}")
+    if process.returncode != 0:
+        raise Failure(f"{command[0]} ended with status {process.returncode}: see {run.log}")
+    return out
 
 
-def az(run: Run, *arguments: str) -> List[str]:
-    return execute(run, ["az", *arguments, "--output", "tsv"]).splitlines()
+def az(run: Run, command: str, *options: str) -> List[str]:
+    subscription = ["--subscription", run.subscription] if run.subscription else []
+    command_line = ["az", *command.split(), *options, *subscription, "--output", "tsv"]
+    return execute(run, command_line).splitlines()
 
 
-def block(run: Run, place: Place) -> str:
-    """Return a block of the README, with resource groups and a location of this run's own."""
-    text = readme.block(*place)
-    text = GROUPS.sub(rf"\1{run.prefix}-\2", text)
-    return text.replace("westeurope", run.location)
+def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
+    """Return blocks below the heading *start*, or until *end*, with names of this run's own."""
+    found, inside = [], False
+    for one in readme.blocks():
+        if one.heading.startswith(start):
+            inside = True
+        elif not end or one.heading.startswith(end):
+            inside = False
+        if inside and one.language == place:
+            text = GROUPS.sub(rf"\1{run.prefix}-\2", one.text)
+            found.append(text.replace("westeurope", run.location))
+    return found
 
 
-def paste(run: Run, text: str, stdin: str = "") -> None:
-    """Run a block on this machine."""
-    values = {"config": run.directory / "ssh_config", "variables": run.directory / "variables"}
-    execute(run, ["bash", "-c", SHELL.format(text=text, **values)], stdin)
-
-
-def paste_into_builder(run: Run, places: Iterable[Place]) -> None:
-    """Run blocks in the builder, as root, over the connection that the README makes."""
-    text = IN_VM.format(text="\n".join(block(run, place) for place in places))
-    note(run, text)
-    paste(run, block(run, CONNECT), text)
-
-
-def group(run: Run, name: str) -> str:
-    return f"{run.prefix}-{name}"
+def paste(run: Run, text: str, *in_vm: str) -> None:
+    """Run a block on this machine, and blocks in the root shell that it opens in the builder."""
+    script = SHELL.format(text=text, directory=run.directory, subscription=run.subscription)
+    stdin = IN_VM.format(text="\n".join(in_vm)) if in_vm else ""
+    execute(run, ["bash", "-c", script], stdin)
 
 
 def address_of(run: Run, group: str, name: str) -> str:
     query = ["--show-details", "--query", "publicIps"]
-    (address,) = az(run, "vm", "show", "--resource-group", group, "--name", name, *query)
+    (address,) = az(run, "vm show", "--resource-group", group, "--name", name, *query)
     return address
 
 
-def log_in(run: Run, address: str, command: str, text: str = "", through: str = "") -> str:
-    """Run a command in a VM; *through*: a VM that can reach it."""
+def look(run: Run, address: str, other_than: str = "", through: str = "") -> Machine:
+    """Wait until a VM lets us log in, in another boot; *through*: a VM that can reach it."""
     jump = ["-J", f"builder@{through}"] if through else []
-    ssh = ["ssh", "-F", str(run.directory / "ssh_config"), *jump, f"builder@{address}"]
-    return execute(run, [*ssh, command], text)
-
-
-def boot_id(run: Run, address: str, other_than: str = "", through: str = "") -> str:
-    """Wait until a VM lets us log in, in another boot than that; return which boot it is."""
+    ssh = ["ssh", "-F", str(run.directory / "ssh_config"), *jump, f"builder@{address}", "sudo sh"]
     deadline = time.monotonic() + SSH_SECONDS
     while time.monotonic() < deadline:
         try:
-            found = log_in(run, address, f"cat {BOOT_ID}", through=through).strip()
-            if found != other_than:
-                return found
+            boot_id, name, machine_id, key, enabled, *journal = execute(run, ssh, LOOK).splitlines()
+            if boot_id != other_than:
+                return Machine(boot_id, name, machine_id, key, enabled, journal)
         except Failure as error:
             note(run, f"{address} is not ready: {error}")
         time.sleep(PAUSE_SECONDS)
     raise Failure(f"could not log in to {address} in {SSH_SECONDS} s")
-
-
-def look(run: Run, address: str, through: str = "", other_than: str = "") -> Machine:
-    boot = boot_id(run, address, other_than, through)
-    name, machine_id, host_key, enabled, *journal = log_in(
-        run, address, "sudo sh", LOOK, through
-    ).splitlines()
-    return Machine(boot, name, machine_id, host_key, enabled, journal)
 
 
 def require(condition: bool, what: str) -> None:
@@ -205,116 +203,106 @@ def require(condition: bool, what: str) -> None:
 def check_first_boot(run: Run, machine: Machine, name: str) -> None:
     require(machine.name == name, f"the host name is {machine.name}, not {name}")
     require(machine.enabled == "disabled", f"{name}: the unit is {machine.enabled}, not disabled")
-    expected = readme.block("## See that it worked").splitlines()
     # Times of trouble add lines; that is no failure, and the log has them.
     rest = iter(machine.journal)
-    for line in expected:
+    for line in readme.block(JOURNAL).splitlines():
         pattern = re.escape(line.replace("myvm set", f"{name} set"))
         if line.startswith("Goal state: "):
             pattern = r"Goal state: incarnation \S+, container \S+, instance \S+"
         found = any(re.fullmatch(pattern, one) for one in rest)
         require(found, f"{name}: its journal lacks, in order: {line}")
     say(run, f"{name}: named, and its journal has the six lines")
-    for line in machine.journal:
-        note(run, f"{name}: {line}")
-
-
-def restart(run: Run, group: str, name: str, before: Machine) -> Machine:
-    say(run, f"{name}: restarting")
-    az(run, "vm", "restart", "--resource-group", group, "--name", name)
-    return look(run, address_of(run, group, name), other_than=before.boot_id)
 
 
 def make_image(run: Run) -> None:
     say(run, "Creating the builder")
-    paste(run, block(run, CREATE))
-    address = address_of(run, group(run, "builder"), "builder")
-    say(run, "Steps 2 and 3 in the builder")
-    before = boot_id(run, address)
-    paste_into_builder(run, PREPARE)
-    az(run, "vm", "restart", "--resource-group", group(run, "builder"), "--name", "builder")
-    check_first_boot(run, look(run, address, other_than=before), "builder")
-    paste(run, block(run, COPY))
+    *creating, connect = blocks(run, HERE, CREATE, COPY)
+    for text in creating:
+        paste(run, text)
+    builder = f"{run.prefix}-builder"
+    address = address_of(run, builder, "builder")
+    before = look(run, address)
+    say(run, "Step 3 in the builder")
+    paste(run, connect, *blocks(run, BUILDER, CREATE, COPY))
+    az(run, "vm restart", "--resource-group", builder, "--name", "builder")
+    check_first_boot(run, look(run, address, before.boot_id), "builder")
+    for text in blocks(run, HERE, COPY, CAPTURE):
+        paste(run, text)
     say(run, "Step 4 in the builder")
-    paste_into_builder(run, GENERALIZE)
+    paste(run, connect, *blocks(run, BUILDER, COPY, CAPTURE))
     say(run, "Capturing the image")
-    for place in CAPTURE:
-        paste(run, block(run, place))
+    for text in blocks(run, HERE, CAPTURE):
+        paste(run, text)
 
 
 def check_vms(run: Run) -> None:
-    images = group(run, "images")
-    machines = []
-    for name in VMS:
-        say(run, f"Creating {name}")
-        paste(run, block(run, CREATE_VM).replace("--name myvm", f"--name {name}"))
-        query = ["--query", "provisioningState"]
-        state = az(run, "vm", "show", "--resource-group", images, "--name", name, *query)
-        require(state == ["Succeeded"], f"{name}: Azure says {state}")
-        machine = look(run, address_of(run, images, name))
-        check_first_boot(run, machine, name)
-        machines.append(machine)
+    images = f"{run.prefix}-images"
+    create_vm, create_set = blocks(run, HERE, USE)
+    say(run, "Creating the VM")
+    paste(run, create_vm)
+    address = address_of(run, images, "myvm")
+    vm = look(run, address)
+    check_first_boot(run, vm, "myvm")
 
     say(run, "Creating the scale set")
-    paste(run, block(run, CREATE_SET))
-    names = set_names(run, images)
-    # Its VMs have no address of their own, but are in the network of the first VM.
-    cards = ["vmss", "nic", "list", "--resource-group", images, "--vmss-name", "myset"]
-    addresses = az(run, *cards, "--query", "[].ipConfigurations[0].privateIPAddress")
-    through = address_of(run, images, VMS[0])
-    members = [look(run, address, through) for address in addresses]
+    # No VMs to spare, which it would then delete.
+    paste(run, create_set.replace("vmss create", "vmss create --disable-overprovision"))
+    query = ["--query", "[].osProfile.computerName"]
+    names = az(run, "vmss list-instances", "--resource-group", images, "--name", "myset", *query)
+    # They have no address of their own, but are in the network of the first VM.
+    query = ["--query", "[].ipConfigurations[0].privateIPAddress"]
+    cards = az(run, "vmss nic list", "--resource-group", images, "--vmss-name", "myset", *query)
+    members = [look(run, card, through=address) for card in cards]
     found = sorted(machine.name for machine in members)
     require(found == sorted(names), f"the set: its VMs are called {found}, not {names}")
     for machine in members:
         check_first_boot(run, machine, machine.name)
-    machines += members
 
-    for what, values in (
-        ("machine ID", [machine.machine_id for machine in machines]),
-        ("SSH host key", [machine.host_key for machine in machines]),
-    ):
-        require(len(set(values)) == 4, f"VMs share their {what}: {values}")
-        say(run, f"Each VM has its own {what}")
-    for name, machine in zip(VMS, machines):
-        again = restart(run, images, name, machine)
-        silent = again.journal == [] and again.enabled == "disabled"
-        require(silent, f"{name}: its second boot was not silent: {again}")
-        kept = (again.name, again.machine_id) == (machine.name, machine.machine_id)
-        require(kept, f"{name}: it changed with its second boot: {again}")
-        say(run, f"{name}: its second boot was silent")
-
-
-def set_names(run: Run, group: str) -> List[str]:
-    """Return the names of the scale set's VMs, once the ones that Azure made to spare are gone."""
-    arguments = ["vmss", "list-instances", "--resource-group", group, "--name", "myset"]
-    arguments += ["--query", "[].[provisioningState, osProfile.computerName]"]
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        rows = [row.split("\t") for row in az(run, *arguments)]
-        if [state for state, _ in rows] == ["Succeeded"] * 2:
-            return [name for _, name in rows]
-        require(time.monotonic() < deadline, f"the set: Azure says {rows}")
-        time.sleep(PAUSE_SECONDS)
+    machines = [vm, *members]
+    require(len({one.machine_id for one in machines}) == 3, f"VMs share a machine ID: {machines}")
+    require(len({one.host_key for one in machines}) == 3, f"VMs share a host key: {machines}")
+    say(run, "Each VM has its own machine ID and SSH host key")
+    az(run, "vm restart", "--resource-group", images, "--name", "myvm")
+    again = look(run, address, vm.boot_id)
+    silent = vm._replace(boot_id=again.boot_id, journal=[])
+    require(again == silent, f"myvm: its second boot changed something: {again}")
+    say(run, "myvm: its second boot was silent, and changed nothing")
 
 
 def delete(run: Run) -> bool:
     """Delete what the run has made; return whether nothing is left."""
     left = []
-    for name in (group(run, "images"), group(run, "builder")):
+    for name in (f"{run.prefix}-images", f"{run.prefix}-builder"):
         try:
-            if az(run, "group", "exists", "--name", name) != ["false"]:
+            if az(run, "group exists", "--name", name) != ["false"]:
                 say(run, f"Deleting the resource group {name}")
-                az(run, "group", "delete", "--name", name, "--yes")
-        except (Failure, OSError) as error:
+                az(run, "group delete", "--name", name, "--yes")
+        except Exception as error:
             left.append(name)
-            note(run, str(error))
+            note(run, repr(error))
     for name in left:
-        say(run, f"NOT DELETED, AND IT COSTS MONEY: run  az group delete --name {name}")
+        command = f"az group delete --subscription {run.subscription} --name {name}"
+        say(run, f"NOT DELETED, AND IT COSTS MONEY: run  {command}")
     return not left
 
 
-def terminate(*_: object) -> None:
-    raise KeyboardInterrupt
+def make_and_check(run: Run) -> bool:
+    try:
+        try:
+            make_image(run)
+            check_vms(run)
+        finally:
+            # What comes now must not be interrupted: what is left costs money.
+            interruption.ignore()
+    except KeyboardInterrupt:
+        say(run, "INTERRUPTED")
+    except Failure as error:
+        say(run, f"FAILED: {error}")
+    except Exception as error:
+        say(run, f"FAILED: {error!r}")
+    else:
+        return True
+    return False
 
 
 def parse() -> argparse.Namespace:
@@ -322,56 +310,41 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--location", default="westeurope", help="an Azure region (%(default)s)")
     parser.add_argument("--log", default="on_azure.log", help="the log file (%(default)s)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    return parser.parse_args()
+    options = parser.parse_args()
+    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
+    if missing:
+        parser.error(f"not installed: {', '.join(missing)}")
+    return options
 
 
 def main() -> int:
     options = parse()
-    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
-    if missing:
-        print(f"not installed: {', '.join(missing)}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGHUP, terminate)
-    prefix = f"azure-provisioning-{int(time.time())}"
-    with tempfile.TemporaryDirectory() as directory, open(options.log, "w") as log:
-        run = Run(prefix, options.location, Path(directory), log)
-        (run.directory / "ssh_config").write_text(SSH_CONFIG)
+    interruption.heed()
+    prefix = f"azure-provisioning-{int(time.time())}-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory() as directory:
+        run = Run(prefix, options.location, "", Path(directory), Path(options.log).resolve())
         try:
-            (subscription,) = az(run, "account", "show", "--query", "name")
+            (run.directory / "ssh_config").write_text(SSH_CONFIG)
+            run.log.write_text("")
+            subscription, name = az(run, "account show", "--query", "[id, name]")
+            run = run._replace(subscription=subscription)
+            say(run, WARNING.format(name=name, **run._asdict()))
+            if not options.yes:
+                say(run, "Type yes to go on:")
+                if sys.stdin.readline().strip() != "yes":
+                    return 2
         except (Failure, ValueError):
-            print("az has no subscription: run  az login", file=sys.stderr)
+            say(run, "az has no subscription: run  az login")
             return 2
-        values = {"prefix": prefix, "location": options.location, "log": os.path.abspath(log.name)}
-        say(run, WARNING.format(subscription=subscription, **values))
-        try:
-            if not options.yes and input("Type yes to go on: ").strip() != "yes":
-                return 2
-        except (EOFError, KeyboardInterrupt):
+        except (OSError, KeyboardInterrupt) as error:
+            say(run, f"Nothing was created. {error}")
             return 2
-        status = 1
-        try:
-            make_image(run)
-            check_vms(run)
-            status = 0
-        except Failure as error:
-            say(run, f"FAILED: {error}")
-        except KeyboardInterrupt:
-            say(run, "INTERRUPTED")
-        except Exception as error:
-            say(run, f"FAILED: {error!r}")
-        finally:
-            # From here on a second Ctrl-C must not leave anything that costs money.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            if not delete(run):
-                status = 1
-        say(run, "All is well" if status == 0 else "It did not work")
-        print(
-            "Please report it, with the log; it has the subscription's ID and IP addresses: "
-            f"{values['log']}"
-        )
-    return status
+        good = make_and_check(run)
+        good = delete(run) and good
+    say(run, "All is well" if good else "It did not work")
+    what = "it has the subscription's ID and IP addresses"
+    say(run, f"Please report it, with the log; {what}: {run.log}")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
 def heed_sigint() -> None:
     """Before a program starts: who started the tests may ignore it, as "nohup … &" does."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -148,11 +149,6 @@ def emulation(isolated: None) -> Emulation:
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
     require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
     return emulation
-
-
-@pytest.fixture
-def emulated(emulation: Emulation) -> None:
-    """There is a way to run a virtual machine here."""
 
 
 @pytest.fixture

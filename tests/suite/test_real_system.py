@@ -118,9 +118,9 @@ def test_where_the_name_cannot_be_stored_the_kernel_has_it_all_the_same(
 def test_output_that_breaks_where_there_is_no_dev_null_changes_nothing(
     host: SimulatedHost,
 ) -> None:
-    only_full = "mount -t tmpfs tmpfs /mnt; : >/mnt/full; mount --bind /dev/full /mnt/full"
+    full = "mount -t tmpfs -o mode=755 tmpfs /mnt; : >/mnt/full; mount --bind /dev/full /mnt/full"
     broken = ["/bin/sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"]
-    status, lines = boot(prepare=f"{only_full}; mount --move /mnt /dev", prefix=broken)
+    status, lines = boot(prepare=f"{full}; mount --move /mnt /dev", prefix=broken)
     assert status == 0
     assert lines[:2] == ["kernel: web000011", "stored: web000011"], "and no line of the script's"
     assert len(host.accepted) == 1
@@ -137,8 +137,7 @@ def test_a_kernel_that_refuses_the_name_has_it_after_the_next_boot(host: Simulat
 
 def boot_as(user: List[str], *options: str) -> Tuple[int, str]:
     require(os.environ["ROOT"], "only root can become nobody")
-    require(os.path.exists(NOBODYS_PYTHON), f"{NOBODYS_PYTHON} is not installed")
-    require_tools("setpriv")
+    require_tools("setpriv", NOBODYS_PYTHON)
     status, lines = boot("--timeout=1", *options, prefix=user, python=NOBODYS_PYTHON)
     return status, "\n".join(lines)
 

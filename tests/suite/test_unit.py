@@ -59,8 +59,7 @@ def analyze(*arguments: str) -> str:
 
 
 def test_systemd_has_nothing_to_say_about_it() -> None:
-    require(Path("/bin/systemctl").exists(), "systemctl is not installed")
-    require(Path("/usr/bin/python3").exists(), "/usr/bin/python3 is not installed")
+    require_tools("/bin/systemctl", "/usr/bin/python3")
     assert analyze("verify", "--man=no") == ""
 
 

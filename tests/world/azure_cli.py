@@ -1,292 +1,186 @@
 """Stands for az, ssh and scp: as strict about options as the real ones, with a small Azure behind.
 
-Run as "azure_cli.py PROGRAM DIRECTORY [ARGUMENT]..."; what there is in that Azure is a file in the
-directory. BROKEN in the environment names what goes wrong.
+What there is in that Azure is in HOME: groups/ has a directory for each resource group, NAME.boots
+a line for each boot of a VM, "pasted" what was typed into one, "calls" what was called. BROKEN in
+the environment names what goes wrong.
 """
 
+import argparse
+import fcntl
 import getopt
-import json
 import os
+import re
+import signal
 import sys
-from typing import Any, Dict, List, NamedTuple, NoReturn, Tuple
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
 
-# What the README and on_azure.py use, as the help of Azure CLI 2.91 has it: options that a command
-# needs, others that it takes, and flags, which have no value. Extend it from that help only.
-COMMANDS: Dict[str, Tuple[str, str, str]] = {
-    "account show": ("", "", ""),
-    "feature register": ("--name --namespace", "", ""),
-    "feature show": ("--name --namespace", "", ""),
-    "group create": ("--location --name", "", ""),
-    "group delete": ("--name", "", "--yes"),
-    "group exists": ("--name", "", ""),
-    "image create": ("--name --resource-group --source", "--hyper-v-generation", ""),
-    "provider register": ("--namespace", "", "--wait"),
-    "sig create": ("--gallery-name --resource-group", "", ""),
-    "sig image-definition create": (
-        "--gallery-image-definition --gallery-name --offer --os-type --publisher --resource-group"
-        " --sku",
-        "--architecture --features --hyper-v-generation --os-state",
-        "",
-    ),
-    "sig image-definition show": (
-        "--gallery-image-definition --gallery-name --resource-group",
-        "",
-        "",
-    ),
-    "sig image-version create": (
-        "--gallery-image-definition --gallery-image-version --gallery-name --resource-group",
-        "--virtual-machine",
-        "",
-    ),
-    "snapshot create": ("--name --resource-group", "--source", ""),
-    "vm create": (
-        "--name --resource-group",
-        "--admin-username --enable-agent --image --security-type --size",
-        "--generate-ssh-keys",
-    ),
-    "vm deallocate": ("--name --resource-group", "", ""),
-    "vm generalize": ("--name --resource-group", "", ""),
-    "vm restart": ("--name --resource-group", "", ""),
-    "vm show": ("--name --resource-group", "", "--show-details"),
-    "vmss create": (
-        "--name --resource-group",
-        "--admin-username --enable-agent --image --instance-count --orchestration-mode"
-        " --security-type",
-        "--generate-ssh-keys",
-    ),
-    "vmss list-instances": ("--name --resource-group", "", ""),
-    "vmss nic list": ("--resource-group --vmss-name", "", ""),
-}
-GLOBAL = "--output --query"
-VALUES = {
-    "--enable-agent": ("false", "true"),
-    "--features": ("SecurityType=TrustedLaunch",),
-    "--hyper-v-generation": ("V1", "V2"),
-    "--orchestration-mode": ("Flexible", "Uniform"),
-    "--os-state": ("Generalized", "Specialized"),
-    "--os-type": ("Linux", "Windows"),
-    "--output": ("json", "jsonc", "none", "table", "tsv", "yaml", "yamlc"),
-    "--security-type": ("ConfidentialVM", "Standard", "TrustedLaunch"),
-}
-# Of OpenSSH 9.2.
-SSH_OPTIONS = "46AaB:b:CcD:E:e:F:fGgI:i:J:KkL:l:MmNnO:o:P:p:Q:qR:S:sTtVvW:w:XxYy"
-SCP_OPTIONS = "346ABCc:D:F:i:J:l:Oo:P:pqRrS:sTvX:"
+# What the README and on_azure.py use, as the help of Azure CLI 2.91 has it: extend it from there.
+COMMANDS = """\
+account show
+group create --location= --name=
+group delete --name= [--yes]
+group exists --name=
+sig create --gallery-name= --resource-group=
+sig image-definition create --gallery-image-definition= --gallery-name= --offer=\
+ --os-type=Linux|Windows --publisher= --resource-group= --sku= [--architecture=Arm64|x64]\
+ [--features=SecurityType=TrustedLaunch|SecurityType=TrustedLaunchSupported]\
+ [--hyper-v-generation=V1|V2] [--os-state=Generalized|Specialized]
+sig image-definition show --gallery-image-definition= --gallery-name= --resource-group=
+sig image-version create --gallery-image-definition= --gallery-image-version= --gallery-name=\
+ --resource-group= [--virtual-machine=]
+snapshot create --name= --resource-group= [--source=]
+vm create --name= --resource-group= [--admin-username=] [--enable-agent=false|true]\
+ [--generate-ssh-keys] [--image=] [--security-type=ConfidentialVM|Standard|TrustedLaunch] [--size=]
+vm deallocate --name= --resource-group=
+vm generalize --name= --resource-group=
+vm restart --name= --resource-group=
+vm show --name= --resource-group= [--show-details]
+vmss create --name= --resource-group= [--admin-username=] [--disable-overprovision]\
+ [--enable-agent=false|true] [--generate-ssh-keys] [--image=] [--instance-count=]\
+ [--orchestration-mode=Flexible|Uniform] [--vm-sku=]\
+ [--security-type=ConfidentialVM|Standard|TrustedLaunch]
+vmss list-instances --name= --resource-group=
+vmss nic list --resource-group= --vmss-name=
+"""
+GLOBAL = "[--output=] [--query=] [--subscription=]"
 GALLERY_IMAGE = "/galleries/gallery/images/appliance"
-ADDRESSES = {"builder": "192.0.2.1", "myvm": "192.0.2.2", "othervm": "192.0.2.3"}
+ADDRESSES = {"builder": "192.0.2.1", "myvm": "192.0.2.2"}
 SET_ADDRESSES = {"myset000000": "10.0.0.5", "myset000001": "10.0.0.6"}
-BROKEN = os.environ.get("BROKEN", "")
+DEFAULTS = ("00000000-aaaa", "00000000-bbbb")  # subscriptions: the default, and the next one
+BROKEN, HOME = os.environ.get("BROKEN", ""), Path(os.environ["HOME"])
 
 
-class Azure(NamedTuple):
-    """What there is, and what has happened."""
-
-    groups: List[str]
-    vms: Dict[str, Dict[str, Any]]
-    images: List[str]
-    pasted: List[str]
-    calls: List[List[str]]
+def append(name: str, text: str) -> None:
+    with open(HOME / name, "a") as file:
+        file.write(text)
 
 
-def fail(text: str, status: int = 2) -> NoReturn:
-    print(f"ERROR: {text}", file=sys.stderr)
-    sys.exit(status)
-
-
-def parse_az(arguments: List[str]) -> Tuple[str, Dict[str, str]]:
-    """Return the command and its options, or end as az would."""
-    words = []
-    while arguments and not arguments[0].startswith("-"):
-        words.append(arguments.pop(0))
-    command = " ".join(words)
-    if command not in COMMANDS:
-        fail(f"{command!r} is not in the table")
-    needed, optional, flags = (text.split() for text in COMMANDS[command])
-    options: Dict[str, str] = {}
-    while arguments:
-        name = arguments.pop(0)
-        if name in flags:
-            options[name] = ""
-        elif name not in [*needed, *optional, *GLOBAL.split()]:
-            fail(f"unrecognized arguments: {name}")
-        elif not arguments or arguments[0].startswith("--"):
-            fail(f"{name}: expected one argument")
+def parse_az(arguments: List[str]) -> Tuple[str, Dict[str, Any]]:
+    """Return the command and its options, or end as az would, which has argparse, too."""
+    for usage in COMMANDS.splitlines():
+        words = [word for word in usage.split() if "--" not in word]
+        if arguments[: len(words)] == words:
+            break
+    else:
+        sys.exit(f"not in the table: {arguments}")
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for option in [*usage.split()[len(words) :], *GLOBAL.split()]:
+        name, value, choices = option.strip("[]").partition("=")
+        if value:
+            known = choices.split("|") if choices else None
+            parser.add_argument(name, required=option[0] != "[", choices=known)
         else:
-            options[name] = arguments.pop(0)
-            if options[name] not in VALUES.get(name, [options[name]]):
-                fail(f"{name}: invalid choice: {options[name]}")
-            if not options[name]:
-                fail(f"{name} is empty")
-    missing = [name for name in needed if name not in options]
-    if missing:
-        fail(f"the following arguments are required: {missing}")
-    return command, options
+            parser.add_argument(name, action="store_true")
+    return " ".join(words), vars(parser.parse_args(arguments[len(words) :]))
 
 
-def az(azure: Azure, arguments: List[str]) -> str:
+def az(arguments: List[str]) -> str:
     command, options = parse_az(arguments)
-    name, query = options.get("--name", ""), options.get("--query", "")
-    if options.get("--resource-group", "x") not in [*azure.groups, "x"]:
-        fail("(ResourceGroupNotFound)", 3)
+    # Somebody sets another default as soon as one has asked for it.
+    asked = (HOME / "calls").read_text().count("az account show") - (command == "account show")
+    subscription = options["subscription"] or DEFAULTS[asked > 0]
+    name = options.get("name", "")
     if command.startswith("group "):
-        return resource_group(azure, command, name, options)
+        return resource_group(command, HOME / "groups" / f"{subscription}_{name}", options)
+    group = options.get("resource_group")
+    if group and not (HOME / "groups" / f"{subscription}_{group}").exists():
+        sys.exit("(ResourceGroupNotFound)")
     if command in ("vm create", "vmss create"):
-        return create(azure, name, options)
-    if command == "image create" or command == "sig image-version create":
-        source = options.get("--source") or options["--virtual-machine"]
-        if not azure.vms[source.rpartition("/")[2]].get("generalized"):
-            fail("the source is not generalized", 1)
-        azure.images.append(GALLERY_IMAGE if command.startswith("sig") else name)
-        return ""
-    if command.startswith("vm ") and command != "vm create":
-        if name not in azure.vms:
-            fail("(ResourceNotFound)", 3)
-        return existing_vm(azure.vms[name], command, name, query)
-    answers = {
-        ("account show", "name"): "My subscription",
-        ("feature show", "properties.state"): "Registered",
-        ("sig image-definition show", "id"): GALLERY_IMAGE,
-        ("vmss list-instances", "[].[provisioningState, osProfile.computerName]"): "\n".join(
-            f"Succeeded\t{one}" for one in SET_ADDRESSES
-        ),
-        ("vmss nic list", "[].ipConfigurations[0].privateIPAddress"): "\n".join(
-            SET_ADDRESSES.values()
-        ),
-    }
-    if query and (command, query) not in answers:
-        fail(f"no answer to {query}")
-    return answers.get((command, query), "")
-
-
-def resource_group(azure: Azure, command: str, name: str, options: Dict[str, str]) -> str:
-    if command == "group create":
-        azure.groups.append(name)
-    elif command == "group exists":
-        return str(name in azure.groups).lower()
-    elif "--yes" not in options:
-        fail("it would ask")
-    elif BROKEN == "undeletable" and "images" in name:
-        fail("(ScopeLocked)", 1)
-    else:
-        azure.groups.remove(name)
-    return ""
-
-
-def create(azure: Azure, name: str, options: Dict[str, str]) -> str:
-    image = options["--image"]
-    if "Debian:" not in image and image not in azure.images:
-        fail(f"there is no image {image}", 3)
-    if name == "myvm" and BROKEN == "not-ready":
-        fail("(OSProvisioningTimedOut)", 1)
-    if name == "myvm" and BROKEN == "interrupted":
-        # What a terminal does to all of its programs.
-        os.kill(int(os.environ["ON_AZURE"]), 2)
-        sys.exit(130)
-    for one in SET_ADDRESSES if name == "myset" else [name]:
-        azure.vms[one] = {"boots": 1}
-    return ""
-
-
-def existing_vm(vm: Dict[str, Any], command: str, name: str, query: str) -> str:
-    if command == "vm restart":
-        vm["boots"] += 1
-    elif command == "vm deallocate":
-        vm["deallocated"] = True
+        create(name, options["image"])
+    elif command == "vm restart":
+        append(f"{name}.boots", "again\n")
     elif command == "vm generalize":
-        if not vm.get("deallocated"):
-            fail("it is running", 1)
-        vm["generalized"] = True
-    else:
-        answers = {
-            "id": f"/virtualMachines/{name}",
-            "provisioningState": "Succeeded",
-            "publicIps": ADDRESSES[name],
-            "storageProfile.osDisk.managedDisk.id": f"/disks/{name}",
-        }
-        if query not in answers:
-            fail(f"no answer to {query}")
-        return answers[query]
+        (HOME / "generalized").touch()
+    elif command == "sig image-version create" and not (HOME / "generalized").exists():
+        sys.exit("the source is not generalized")
+    answers = {
+        ("account show", "[id, name]"): f"{subscription}\nMy subscription",
+        ("sig image-definition show", "id"): GALLERY_IMAGE,
+        ("vm show", "id"): f"/virtualMachines/{name}",
+        ("vm show", "publicIps"): ADDRESSES.get(name, ""),
+        ("vm show", "storageProfile.osDisk.managedDisk.id"): f"/disks/{name}",
+        ("vmss list-instances", "[].osProfile.computerName"): "\n".join(SET_ADDRESSES),
+        ("vmss nic list", "[].ipConfigurations[0].privateIPAddress"): "10.0.0.5\n10.0.0.6",
+    }
+    return answers[command, options["query"]] if options["query"] else ""
+
+
+def resource_group(command: str, group: Path, options: Dict[str, Any]) -> str:
+    if command == "group exists":
+        return str(group.exists()).lower()
+    if command == "group create":
+        group.mkdir(parents=True)
+    elif BROKEN == "undeletable" and "images" in group.name:
+        sys.exit("(ScopeLocked)")
+    elif options["yes"]:  # else it would ask
+        if BROKEN.startswith("SIG") and "images" in group.name:
+            interrupt()
+        group.rmdir()
     return ""
 
 
-def ssh(azure: Azure, arguments: List[str]) -> str:
-    try:
-        options, rest = getopt.getopt(arguments, SSH_OPTIONS)
-    except getopt.GetoptError as error:
-        fail(str(error), 255)
-    with open(dict(options)["-F"]):
-        destination, *command = rest
-    user, _, address = destination.partition("@")
-    vms = {**{address: name for name, address in ADDRESSES.items()}}
-    if dict(options).get("-J") == f"builder@{ADDRESSES['myvm']}":
-        vms.update({address: name for name, address in SET_ADDRESSES.items()})
-    name = vms.get(address, "")
-    if user != "builder" or name not in azure.vms:
-        fail(f"no route to {destination}", 255)
-    boots = azure.vms[name]["boots"]
-    if command == ["cat /proc/sys/kernel/random/boot_id"]:
-        return f"boot-{name}-{boots}"
-    if command == ["sudo", "-s"]:
-        azure.pasted.append(sys.stdin.read())
-        return ""
-    if command == ["sudo sh"]:
-        return found_in(name, boots)
-    fail(f"{command}: not found", 127)
+def create(name: str, image: str) -> None:
+    if ("Debian:" if name == "builder" else GALLERY_IMAGE) not in image:
+        sys.exit(f"{image} is not for {name}")
+    if name == "myvm" and BROKEN == "not ready":
+        sys.exit("(OSProvisioningTimedOut)")
+    if name == "myvm" and re.fullmatch(r"SIG\w+", BROKEN):
+        interrupt()
+        time.sleep(600)  # unless it is ended; nothing else can be done meanwhile
+    for one in SET_ADDRESSES if name == "myset" else [name]:
+        append(f"{one}.boots", "first\n")
+
+
+def interrupt() -> None:
+    os.kill(int(os.environ["ON_AZURE"]), signal.Signals[BROKEN.split()[0]])
+
+
+def ssh(arguments: List[str]) -> str:
+    options, (destination, command) = getopt.getopt(arguments, "F:J:t")
+    through = dict(options).get("-J") == f"builder@{ADDRESSES['myvm']}"
+    reachable = SET_ADDRESSES if through else ADDRESSES
+    name = {f"builder@{address}": name for name, address in reachable.items()}[destination]
+    boots = (HOME / f"{name}.boots").read_text().splitlines()
+    if command == "sudo sh":
+        return found_in(name, len(boots))
+    append("pasted", sys.stdin.read())
+    return ""
 
 
 def found_in(name: str, boots: int) -> str:
     """What a look into the VM prints; the unit was installed before the builder's second boot."""
     first = boots == (2 if name == "builder" else 1)
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from world import readme
-
-    journal = readme.block("## See that it worked").replace("00000000", "12345678")
-    journal = journal.replace("myvm set", f"{name} set")
-    if BROKEN == "not-accepted" and name == "myset000001":
-        journal = journal.replace("Ready accepted: 200 OK\n", "")
-    if not first and BROKEN != "noisy":
-        journal = ""
-    return "\n".join(
-        [
-            "localhost" if BROKEN == "unnamed" and name == "othervm" else name,
-            f"machine-id-{'x' if BROKEN == 'shared-id' else name}",
-            f"host-key-{'x' if BROKEN == 'shared-key' else name}",
-            "enabled" if BROKEN == "still-enabled" and name == "myvm" else "disabled",
-            *journal.splitlines(),
-        ]
-    )
+    journal = (HOME / "journal").read_text().replace("00000000", "12345678")
+    found = {
+        "boot ID": f"boot-{name}-{boots}",
+        "name": name,
+        "machine ID": f"id-{name}",
+        "host key": f"key-{name}",
+        "enabled": "disabled",
+        "journal": journal.replace("myvm set", f"{name} set") if first else "",
+    }
+    broken = re.fullmatch(rf"{name} {boots}: (.+)=(.+)", BROKEN)
+    if broken:
+        found[broken[1]] = broken[2]
+    return "\n".join(found.values())
 
 
-def scp(azure: Azure, arguments: List[str]) -> str:
-    try:
-        options, rest = getopt.getopt(arguments, SCP_OPTIONS)
-    except getopt.GetoptError as error:
-        fail(str(error), 1)
-    with open(dict(options)["-F"]):
-        *files, target = rest
-    if target != f"builder@{ADDRESSES['builder']}:" or "builder" not in azure.vms:
-        fail(f"no route to {target}", 255)
-    for file in files:
-        with open(file):
-            pass
+def scp(arguments: List[str]) -> str:
+    _, (*files, target) = getopt.getopt(arguments, "F:")
+    if target != f"builder@{ADDRESSES['builder']}:" or not all(map(os.path.exists, files)):
+        sys.exit(f"{files} or {target}: not found")
     return ""
 
 
 def main() -> None:
-    program, directory, *arguments = sys.argv[1:]
-    state = os.path.join(directory, "azure.json")
-    try:
-        with open(state) as file:
-            azure = Azure(**json.load(file))
-    except FileNotFoundError:
-        azure = Azure([], {}, [], [], [])
-    azure.calls.append([program, *arguments])
-    try:
-        out = {"az": az, "ssh": ssh, "scp": scp}[program](azure, arguments)
-    finally:
-        with open(state, "w") as file:
-            json.dump(azure._asdict(), file)
-    if out:
-        print(out)
+    program, *arguments = sys.argv[1:]
+    with open(HOME / "calls", "a") as calls:
+        fcntl.flock(calls, fcntl.LOCK_EX)
+        print(program, *arguments, file=calls, flush=True)
+        out = {"az": az, "ssh": ssh, "scp": scp}[program](arguments).strip()
+        print(out, end="\n" if out else "")
 
 
 if __name__ == "__main__":

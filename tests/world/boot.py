@@ -20,9 +20,9 @@ CONTAINER_SECONDS, VM_SECONDS = 200, 600  # for a boot, on a busy machine
 
 # The unit's deadlines are the real ones, so the end of the boot is the only sign to wait for.
 WITNESS = """\
-CONNECT="import socket, sys; socket.create_connection((sys.argv[1], 80), 60)"
 systemctl is-system-running --wait >/witness.running
 systemd-analyze time >/witness.startup
+while [ -e /hold ]; do sleep 0.1; done
 # What is disabled must not start again in this boot either.
 systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi-user.target
 {
@@ -37,14 +37,6 @@ systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi
     echo "== stored_name"; cat /etc/hostname
     echo "== journal"; journalctl --sync
     journalctl --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
-    echo "== platform"; systemd-detect-virt --quiet --container || {  # it is another machine's
-        cat /sys/class/dmi/id/chassis_asset_tag /run/systemd/netif/leases/*
-        networkctl --json=short  # systemd 258 and newer have the lease there
-        python3 -I -S -c "$CONNECT" 169.254.169.254 2>&1 | tail -n 1
-    }
-    echo "== probe"; [ ! -e /etc/systemd/system/probe.service ] || {
-        systemctl start probe.service; cat /probe; python3 -I -S /probe.py
-    }
 } >/witness.partial 2>/dev/null
 mv /witness.partial /witness
 systemctl --force poweroff
@@ -70,8 +62,6 @@ class Report(NamedTuple):
     kernel_name: str
     stored_name: str
     journal: List[str]  # the script's lines
-    platform: List[str]
-    probe: List[str]  # what a probe printed, if there is one: as a service, and as it is
 
 
 def install_witness(root: Path) -> None:
@@ -84,7 +74,7 @@ def install_witness(root: Path) -> None:
 def parse_report(text: str) -> Report:
     assert text, "the machine is off, and has written no report"
     values = dict(re.findall(r"^== (\w+)\n((?:(?!== ).*\n)*)", text, re.MULTILINE))
-    lists = ("failed", "journal", "platform", "probe")
+    lists = ("failed", "journal")
     return Report(**{k: v.splitlines() if k in lists else v.strip() for k, v in values.items()})
 
 
@@ -110,21 +100,65 @@ def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> N
         raise RuntimeError(f"the machine did not power off (status {status}):\n{said}")
 
 
+# ---- The network of a machine
+
+TAP, GATEWAY = "tap0", "10.0.0.1"
+PLUG = f"ip tuntap add {TAP} mode tap"  # for a virtual machine
+CABLE = f"ip link add {TAP} type veth peer name host0"  # for a container
+PLUGGED = "--network-interface=host0"  # to its other end: for boot_container()
+
+
+@contextlib.contextmanager
+def dhcp(directory: Path, device: str = PLUG) -> Iterator[Path]:
+    """Have DHCP, as Azure has it, on a device that a command makes; return the server's log."""
+    run(*device.split())
+    run("ip", "address", "add", f"{GATEWAY}/24", "dev", TAP)
+    run("ip", "link", "set", TAP, "up")
+    routes = f"168.63.129.16/32,{GATEWAY},169.254.169.254/32,{GATEWAY},0.0.0.0/0,{GATEWAY}"
+    log = directory / "dnsmasq"
+    server = start(
+        *"dnsmasq --conf-file=/dev/null --keep-in-foreground --port=0 --leasefile-ro".split(),
+        *"--no-ping --user=root --group=root".split(),  # another user would forget --pdeathsig
+        *f"--pid-file --interface={TAP} --bind-interfaces --dhcp-range=10.0.0.4,10.0.0.9".split(),
+        f"--dhcp-option=option:classless-static-route,{routes}",
+        *"--dhcp-option-force=245,168.63.129.16 --log-dhcp --log-facility=-".split(),
+        console=log,
+    )
+    try:
+        yield log
+    finally:
+        server.kill()
+        server.wait()
+        run("ip", "link", "delete", TAP)
+
+
 # ---- Containers: systemd-nspawn
 
-# The hierarchies in which systemd keeps its control groups: only the last, or the other two.
-CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+# Whatever the machine that runs the tests has: the guest's systemd sees one hierarchy of control
+# groups, and so it enforces IPAddressDeny=.
 LAUNCH = """\
-for group in $1; do echo 0 >"$group/cgroup.procs"; done
+echo 0 >"$1/cgroup.procs"
+mount -t sysfs -o ro sysfs /sys
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /run
 shift; exec "$@"
 """
 
 
-def boot_container(root: Path) -> Report:
-    """Boot the disk, wait until the boot has ended and the machine is off; return the report."""
+def boot_container(
+    root: Path,
+    *options: str,
+    prepare: Callable[[Path], None] = lambda group: None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Report:
+    """Boot the disk, wait until the boot has ended and the machine is off; return the report.
+
+    *options* are systemd-nspawn's; *prepare* is called with the machine's control group. While the
+    disk has a file "hold", the machine stays on.
+    """
     console = root.parent / "console"
-    with running_container(root) as process:
+    with running_container(root, *options, prepare=prepare) as process:
+        meanwhile()
         wait(process, console, CONTAINER_SECONDS)
     report = root / "witness"
     text = report.read_text()
@@ -132,29 +166,26 @@ def boot_container(root: Path) -> Report:
     return parse_report(text)
 
 
-def cut_power(root: Path, moment: Callable[[], None]) -> None:
-    """Boot the disk, and kill the machine when *moment* returns."""
-    with running_container(root):
-        moment()
-
-
 @contextlib.contextmanager
-def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
+def running_container(
+    root: Path, *options: str, prepare: Callable[[Path], None] = lambda group: None
+) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a container from the disk; kill it, if it still runs, at the end."""
-    hierarchies = [one for one in CGROUPS if os.path.exists(f"{one}/cgroup.procs")]
-    # Each has its own control groups: in the same ones, two guests would end each other's services.
-    groups = [Path(one, f"azure-provisioning-test-{os.getpid()}") for one in hierarchies]
+    # A control group of its own: in the same one, two guests would end each other's services.
+    hierarchy = root.parent / "cgroup"
+    hierarchy.mkdir(exist_ok=True)
+    run("mount", "-t", "cgroup2", "cgroup2", str(hierarchy))
+    group = hierarchy / f"azure-provisioning-test-{os.getpid()}"
+    group.mkdir()
+    prepare(group)
     try:
-        for group in groups:
-            group.mkdir(exist_ok=True)
         process = start(
             *"unshare --mount --mount-proc --pid --fork --kill-child".split(),
-            *("sh", "-euc", LAUNCH, "sh", " ".join(map(str, groups))),
+            *("sh", "-euc", LAUNCH, "sh", str(group)),
             *"systemd-nspawn --boot --register=no --keep-unit --console=read-only".split(),
             *"--resolv-conf=off --timezone=off --link-journal=no".split(),
-            # systemd 256 and newer want this where the host has cgroups of the old kind.
-            "--setenv=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
-            f"--directory={root}",
+            "--system-call-filter=bpf",  # for IPAddressDeny=
+            *(*options, f"--directory={root}"),
             console=root.parent / "console",
         )
         try:
@@ -162,8 +193,8 @@ def running_container(root: Path) -> "Iterator[subprocess.Popen[bytes]]":
         finally:
             kill_container(process)
     finally:
-        for group in groups:
-            run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
+        run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
+        run("umount", str(hierarchy))
 
 
 def kill_container(process: "subprocess.Popen[bytes]") -> None:
@@ -199,32 +230,6 @@ EMULATIONS = {
 # Without norandmaps each process has its code at other addresses, and QEMU translates it anew: a
 # boot takes a third longer. The kernel's check of its timer panics if QEMU gets no turn in time.
 KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps no_timer_check"
-TAP, GATEWAY = "tap0", "10.0.0.1"
-SECOND_CARD = (
-    "-netdev hubport,id=none,hubid=0 -device virtio-net-pci,netdev=none".split()
-)  # no DHCP
-
-
-@contextlib.contextmanager
-def dhcp(directory: Path) -> Iterator[None]:
-    """Be the network of a VM: a tap device, and DHCP as Azure has it on it."""
-    run("ip", "tuntap", "add", TAP, "mode", "tap")
-    run("ip", "address", "add", f"{GATEWAY}/24", "dev", TAP)
-    run("ip", "link", "set", TAP, "up")
-    routes = f"168.63.129.16/32,{GATEWAY},169.254.169.254/32,{GATEWAY},0.0.0.0/0,{GATEWAY}"
-    server = start(
-        *"dnsmasq --conf-file=/dev/null --keep-in-foreground --port=0 --leasefile-ro".split(),
-        *"--user=root --group=root".split(),  # with another user it would forget --pdeathsig
-        *f"--pid-file --interface={TAP} --bind-interfaces --dhcp-range=10.0.0.4,10.0.0.9".split(),
-        f"--dhcp-option=option:classless-static-route,{routes}",
-        *"--dhcp-option-force=245,168.63.129.16 --log-dhcp --log-facility=-".split(),
-        console=directory / "dnsmasq",
-    )
-    try:
-        yield
-    finally:
-        server.kill()
-        server.wait()
 
 
 def make_disk(root: Path) -> Path:
@@ -234,11 +239,9 @@ def make_disk(root: Path) -> Path:
     return disk
 
 
-def boot_vm(
-    emulation: Emulation, disk: Path, boot: Path, append: str = "", cards: int = 1
-) -> Report:
+def boot_vm(emulation: Emulation, disk: Path, boot: Path, append: str = "") -> Report:
     """Boot the disk with the kernel in *boot*, and with options; see boot_container()."""
-    with running_vm(emulation, disk, boot, append, cards) as process:
+    with running_vm(emulation, disk, boot, append) as process:
         wait(process, disk.parent / "console", VM_SECONDS)
     show = ["debugfs", "-R", "cat /witness", str(disk)]
     text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
@@ -291,7 +294,6 @@ def running_vm(
     disk: Path,
     boot: Path,
     append: str = "",
-    cards: int = 1,
     disk_format: str = "raw",
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a virtual machine from the disk; kill it, if it still runs, at the end."""
@@ -304,7 +306,6 @@ def running_vm(
         *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
         *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
         *"-device virtio-net-pci,netdev=net".split(),
-        *(() if cards == 1 else SECOND_CARD),
         *("-smbios", f"type=3,asset={ASSET_TAG}"),
         console=disk.parent / "console",
     )

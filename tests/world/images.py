@@ -14,9 +14,8 @@ from typing import Iterator, NamedTuple, Optional, Sequence
 from world import readme
 from world.sandbox import REPOSITORY
 
-SSH = "openssh-server"
-CURL = "curl"  # for the README's recipe that fetches SSH keys
-IMDS = "systemd-imds"
+SSH = "openssh-server,curl"  # curl fetches Azure's SSH key
+IMDS_CLIENT = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
 ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
 SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
@@ -32,22 +31,20 @@ class Image(NamedTuple):
     suite: str
     python: str
     packages: str = ""  # besides PACKAGES
-    in_container: bool = True
     source: str = ""  # a line for apt, where it is not Debian's archive
 
 
-MANAGERS = "ifupdown,isc-dhcp-client,network-manager"  # a machine enables one of them
 AGENTS = "cloud-init,netplan.io,waagent"  # as in Debian's images for Azure; never started
+MANAGERS = "ifupdown,isc-dhcp-client,network-manager"  # a machine enables one of them
 # Keep the table of what boots in tests/README.md in step with this.
 IMAGES = {
     "debian-11": Image("bullseye", MINIMAL, "usrmerge"),
     "debian-11-split-usr": Image("bullseye", FULL),
-    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH},{CURL}"),
-    "debian-12-managers": Image("bookworm", MINIMAL, f"{KERNEL},{MANAGERS}", in_container=False),
-    "debian-12-agents": Image("bookworm", FULL, f"{KERNEL},{AGENTS}", in_container=False),
+    "debian-12": Image("bookworm", MINIMAL, f"{KERNEL},{SSH}"),
+    "debian-12-agents": Image("bookworm", FULL, f"{AGENTS},{SSH}"),
+    "debian-12-managers": Image("bookworm", MINIMAL, MANAGERS),
     "debian-13": Image("trixie", FULL, f"{KERNEL},{SSH}"),
-    # systemd 262 does not know the control groups of the old kind that a host may have.
-    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS}", in_container=False),
+    "debian-testing": Image("testing", MINIMAL, f"{KERNEL},{SSH},{IMDS_CLIENT}"),
 }
 
 
@@ -56,18 +53,12 @@ UBUNTU_PACKAGES = f"initramfs-tools,linux-image-virtual,udev,{SSH}"
 SELINUX = "auditd,policycoreutils,selinux-basics,selinux-policy-default"
 # Only for those who name them with --images: another archive than Debian's.
 BY_HAND = {
-    f"ubuntu-{version}": Image(
-        suite, FULL, UBUNTU_PACKAGES, in_container, source=UBUNTU.format(suite)
-    )
-    for version, suite, in_container in (
-        ("22.04", "jammy", True),
-        ("24.04", "noble", True),
-        ("26.04", "resolute", False),
-    )
+    f"ubuntu-{version}": Image(suite, FULL, UBUNTU_PACKAGES, UBUNTU.format(suite))
+    for version, suite in (("22.04", "jammy"), ("24.04", "noble"), ("26.04", "resolute"))
 }
-BY_HAND["debian-13-selinux"] = Image("trixie", FULL, f"{KERNEL},{SELINUX}", in_container=False)
+BY_HAND["debian-13-selinux"] = Image("trixie", FULL, f"{KERNEL},{SELINUX}")
 ARM64 = "-arm64"  # ends the names of these; elsewhere they need arch-test and qemu-user-static
-BY_HAND["debian-13-arm64"] = Image("trixie", FULL, f"{ARM64_KERNEL},{SSH}", in_container=False)
+BY_HAND["debian-13-arm64"] = Image("trixie", FULL, f"{ARM64_KERNEL},{SSH}")
 
 
 def select(names: str) -> None:
@@ -110,11 +101,8 @@ def build(name: str, directory: Path) -> Path:
 def build_from_scratch(directory: Path) -> Path:
     """Return the root directory that mkosi makes as the README's "from scratch" part says."""
     place = directory / "from-scratch"
-    files = [
-        REPOSITORY + name for name in ("/azure_provisioning.py", "/azure-provisioning.service")
-    ]
-    block = readme.block("## Make an image from scratch")
-    recipe = "\n".join([block, SCRATCH_PACKAGES, *(Path(file).read_text() for file in files)])
+    files = [Path(REPOSITORY, name) for name in PROJECT]
+    recipe = "\n".join([INSTALL, SCRATCH_PACKAGES, *(file.read_text() for file in files)])
     stamp = directory / "from-scratch.recipe"
     with open(directory / "from-scratch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -124,7 +112,9 @@ def build_from_scratch(directory: Path) -> Path:
             (place / "checkout").mkdir(parents=True)
             for file in files:
                 shutil.copy(file, place / "checkout")
-            run("sh", "-euc", block, cwd=place / "checkout")
+            run("unshare", "--mount", "sh", "-euc", NOTHING_ELSE, "sh", str(place), INSTALL)
+            script = place / "my-image/mkosi.postinst.chroot"
+            script.rename(script.with_suffix(""))  # its name with mkosi 14
             run(
                 "nsenter",
                 "--net=" + os.environ["OUTER_NETWORK"],
@@ -157,10 +147,26 @@ def fresh_disk(image: Path, directory: Path) -> Iterator[Path]:
         run("umount", "--recursive", str(directory))
 
 
+PROJECT = ("azure_provisioning.py", "azure-provisioning.service")
+INSTALL, GENERALIZE = readme.block("### 3. Install"), readme.block("### 4. Generalize")
+# Have the README's block write below a directory, and nowhere else on this machine.
+NOTHING_ELSE = """\
+mount --bind "$1" "$1"
+mount -o remount,bind,ro /
+cd "$1/checkout"
+exec sh -euc "$2"
+"""
+# What mkosi does with what that block has made.
+TAKE_OVER = """\
+cp -a /my-image/mkosi.extra/. /
+sh /my-image/mkosi.postinst.chroot
+rm -r /my-image
+"""
+
+
 def install(root: Path) -> None:
-    """Make the disk one of an image that has the project, with the README's own commands."""
-    in_checkout(root, readme.block("### 3. Install"))
-    in_checkout(root, readme.block("### 4. Generalize"))
+    """Make the disk one of an image from scratch that has the project, as the README says."""
+    in_checkout(root, f"{INSTALL}\n{TAKE_OVER}\n{GENERALIZE}")
 
 
 def in_checkout(root: Path, commands: str) -> None:

@@ -1,5 +1,6 @@
 """Take from the README what the tests hold it to."""
 
+import re
 from pathlib import Path
 from typing import List, NamedTuple
 
@@ -14,17 +15,12 @@ class Block(NamedTuple):
 
 def blocks() -> List[Block]:
     """Return the README's code blocks."""
-    found: List[Block] = []
-    heading, inside = "", False
-    for line in Path(REPOSITORY, "README.md").read_text().splitlines(keepends=True):
-        if line.startswith("```"):
-            inside = not inside
-            if inside:
-                found.append(Block(heading, line[3:].strip(), ""))
-        elif inside:
-            found[-1] = found[-1]._replace(text=found[-1].text + line)
-        elif line.startswith("#"):
-            heading = line.strip()
+    text, heading = Path(REPOSITORY, "README.md").read_text(), ""
+    found = []
+    for line, language, code in re.findall(r"(?ms)^(#+ [^\n]*)|^```(\w*)\n(.*?)^```$", text):
+        heading = line or heading
+        if not line:
+            found.append(Block(heading, language, code))
     return found
 
 
