@@ -152,11 +152,6 @@ def emulation(isolated: None) -> Emulation:
 
 
 @pytest.fixture
-def emulated(emulation: Emulation) -> None:
-    """There is a way to run a virtual machine here."""
-
-
-@pytest.fixture
 def image(release: str, isolated: None, pytestconfig: pytest.Config) -> Path:
     """The root file system of a Debian."""
     return built_image(release, pytestconfig)

@@ -118,9 +118,9 @@ def test_where_the_name_cannot_be_stored_the_kernel_has_it_all_the_same(
 def test_output_that_breaks_where_there_is_no_dev_null_changes_nothing(
     host: SimulatedHost,
 ) -> None:
-    only_full = "mount -t tmpfs tmpfs /mnt; : >/mnt/full; mount --bind /dev/full /mnt/full"
+    full = "mount -t tmpfs -o mode=755 tmpfs /mnt; : >/mnt/full; mount --bind /dev/full /mnt/full"
     broken = ["/bin/sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"]
-    status, lines = boot(prepare=f"{only_full}; mount --move /mnt /dev", prefix=broken)
+    status, lines = boot(prepare=f"{full}; mount --move /mnt /dev", prefix=broken)
     assert status == 0
     assert lines[:2] == ["kernel: web000011", "stored: web000011"], "and no line of the script's"
     assert len(host.accepted) == 1

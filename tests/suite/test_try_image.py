@@ -27,7 +27,7 @@ def try_it(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_disk_from_scratch_gets_a_good_verdict(
-    emulated: None, pytestconfig: pytest.Config, tmp_path: Path
+    emulation: object, pytestconfig: pytest.Config, tmp_path: Path
 ) -> None:
     require_tools("mkosi", *DISK_TOOLS)
     assert pytestconfig.cache
