@@ -91,7 +91,8 @@ def build_from_scratch(directory: Path) -> Path:
     # mkosi 14 fails to leave out documents where it runs in a container itself.
     command = f"""
         mkosi --distribution=debian --release=bookworm --format=directory --bootable=no
-        --with-docs=yes --force --output=tree --package={SCRATCH_PACKAGES} build
+        --with-docs=yes --nspawn-keep-unit=yes --force --output=tree
+        --package={SCRATCH_PACKAGES} build
     """
 
     def prepare(place: Path) -> Tuple[List[str], Path]:
