@@ -332,9 +332,9 @@ def say(line: str, remark: str = "", error: bool = False) -> None:
     """Print a line at once: what a peer sent must neither break it nor steer a terminal."""
     printable = "".join(c if " " <= c <= "~" else "?" for c in line[: 400 - len(remark)] + remark)
     try:
-        print(printable, file=sys.stderr if error else sys.stdout, flush=True)
-    except OSError:
-        pass  # nobody reads (a closed pipe, a full disk): go on
+        os.write((sys.stderr if error else sys.stdout).fileno(), printable.encode() + b"\n")
+    except (AttributeError, OSError):
+        pass  # it is closed, or nobody reads (a closed pipe, a full disk): go on
 
 
 def parse_arguments(arguments: "list[str]") -> "dict[str, str]":
@@ -356,7 +356,7 @@ def parse_arguments(arguments: "list[str]") -> "dict[str, str]":
         if option in ("-h", "--help", "--version"):
             for line in [__version__] if option == "--version" else __doc__.splitlines():
                 say(line)
-            os._exit(0)  # as at the end of this file
+            sys.exit(0)
     return {option: text.rstrip("/") for option, text in pairs}
 
 

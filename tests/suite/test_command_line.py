@@ -5,7 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import List, Tuple
+from typing import Tuple
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_wrong_usage_gets_one_line_and_status_2(arguments: list[str]) -> None:
     assert line.isascii()
 
 
-@pytest.mark.parametrize("option", ["--timeout", "--wireserver", "--imds"])
+@pytest.mark.parametrize("option", ["--timeout", "--wireserver"])
 @pytest.mark.parametrize("value", ["", "abc", "-1", "1_0", "http://", "http://h:0", "http://[::1]"])
 def test_a_wrong_value_is_shown_with_its_option_and_what_that_takes(
     option: str, value: str
@@ -88,7 +88,7 @@ def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) 
         assert text in out
     for number in (0, 1, 2, 3, 130):
         assert f"\n  {number} " in out
-    for url in script.DEFAULTS[:2]:
+    for url in script.DEFAULTS.values():
         assert url in out
 
 
@@ -116,30 +116,10 @@ def test_importing_it_does_nothing(name: str) -> None:
 
 
 def test_the_default_endpoints_are_those_of_the_platform() -> None:
-    assert script.DEFAULTS == ("http://168.63.129.16", "http://169.254.169.254", 0, False)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"), [([], [1200, 300]), (["--timeout=7.5"], [7.5, 7.5])]
-)
-def test_the_deadlines_are_twenty_and_five_minutes_or_the_timeout(
-    monkeypatch: pytest.MonkeyPatch, options: List[str], expected: List[float]
-) -> None:
-    given = []
-
-    def persist(attempt: object, options: object, seconds: float) -> bool:
-        given.append(seconds)
-        return True
-
-    monkeypatch.setattr(script, "persist", persist)
-    monkeypatch.setattr(sys, "argv", ["azure_provisioning.py", *options])
-    assert script.main() == 0
-    assert given == expected
-
-
-@pytest.mark.parametrize("text", ["0.001", "1", "86400"])
-def test_a_timeout_may_be_anything_up_to_a_day(text: str) -> None:
-    assert script.parse_arguments(["--timeout", text]).timeout == float(text)
+    assert script.DEFAULTS == {
+        "--wireserver": "http://168.63.129.16",
+        "--imds": "http://169.254.169.254",
+    }
 
 
 def test_of_several_unexpected_arguments_the_first_is_named() -> None:
@@ -149,7 +129,8 @@ def test_of_several_unexpected_arguments_the_first_is_named() -> None:
 @pytest.mark.parametrize("module", ["getopt", "re"])
 def test_the_unit_needs_no_parser_of_options(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(script, "persist", lambda *_: True)
+    for step in ("report_ready", "set_name"):
+        monkeypatch.setattr(script, step, lambda *_: True)
     monkeypatch.setattr(sys, "argv", ["azure_provisioning.py"])
     assert script.main() == 0
 

@@ -18,6 +18,7 @@ from world.clock import script
 from world.faults import (
     BAD_GOAL_STATES,
     BAD_NAMES,
+    BODY_FAULTS,
     ENDPOINTS,
     FAULTS,
     GOOD_GOAL_STATES,
@@ -25,7 +26,6 @@ from world.faults import (
     OPEN_ENDED,
     VARIANTS,
     accepted_then,
-    outcome,
 )
 from world.host import OLD_IMDS_VERSIONS, Fault, SimulatedHost, Vm, body_fault
 from world.machine import UNFIT, Machine, check
@@ -54,9 +54,8 @@ ALL = {
     e: {**FAULTS, **VARIANTS, **OPEN_ENDED, **FOR_ENDPOINT[e], "moves-on": move_on}
     for e in ENDPOINTS
 }
-for name, fault in FAULTS.items():
-    if outcome("health", name) == "passes":
-        ALL["health"][name] = accepted_then(fault)
+for name, fault in BODY_FAULTS.items():
+    ALL["health"][name] = accepted_then(fault)
 
 
 class Step(NamedTuple):
