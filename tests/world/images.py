@@ -121,6 +121,7 @@ def build_from_scratch(directory: Path) -> Path:
                 *"mkosi --distribution=debian --release=bookworm --format=directory".split(),
                 # mkosi 14 fails to leave out documents where it runs in a container itself.
                 *"--bootable=no --with-docs=yes --force --output=tree".split(),
+                "--nspawn-keep-unit",  # there may be no systemd to ask for another one
                 f"--package={SCRATCH_PACKAGES}",
                 "build",
                 cwd=place / "my-image",
