@@ -35,8 +35,8 @@ READ = {
     "a length, spelled otherwise": (answer("cONTENT-lENGTH:\t 003 ", body="abc"), b"abc", True),
     "a length twice": (answer("Content-Length: 3", "content-length:3", body="abc"), b"abc", True),
     "chunks": (
-        answer(CHUNKED, body="1\r\na\r\n0A\r\n0123456789\r\n0\r\n\r\n"),
-        b"a0123456789",
+        answer(CHUNKED, body=f"1\r\na\r\n1F\r\n{'b' * 31}\r\n0\r\n\r\n"),
+        b"a" + b"b" * 31,
         True,
     ),
     "chunks with extensions": (answer(CHUNKED, body='1 ;a="b;c"\r\na\r\n0;\r\n\r\n'), b"a", True),

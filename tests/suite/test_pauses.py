@@ -184,6 +184,9 @@ class StoppedClock:
     def monotonic(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
@@ -191,6 +194,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
     monkeypatch.setattr(azure_provisioning, "time", clock)
     monkeypatch.setattr(azure_provisioning, "told", {})
     return clock
+
+
+def test_the_name_of_the_vm_is_asked_for_from_the_very_end_of_the_minute(
+    clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[str] = []
+
+    def fetch(imds: str, leaf: str, deadline: float) -> bytes:
+        asked.append(leaf)
+        if leaf == azure_provisioning.COMPUTER_NAME:
+            raise azure_provisioning.Absent("there is none")
+        return b"vm"
+
+    monkeypatch.setattr(azure_provisioning, "fetch", fetch)
+    assert azure_provisioning.set_name("", 300, dry_run=True)
+    assert asked == [azure_provisioning.COMPUTER_NAME] * 61 + [azure_provisioning.VM_NAME]
 
 
 @pytest.mark.parametrize(
