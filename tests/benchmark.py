@@ -70,6 +70,7 @@ WITH_BASH_ALONE = r"""
 # By name: how it extracts, and its arguments.
 BASH_SCRIPTS: Dict[str, Tuple[str, List[str]]] = {
     "Bash with `grep` and `sed`, `curl` three times": (WITH_GREP_AND_SED, []),
+    "Bash with `grep` and `sed`, `curl` twice: the name is known": (WITH_GREP_AND_SED, ["myvm"]),
     "Bash alone, `curl` twice: the name is known": (WITH_BASH_ALONE, ["myvm"]),
 }
 

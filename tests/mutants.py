@@ -26,15 +26,24 @@ test-command = "sh check.sh"
 [cosmic-ray.distributor]
 name = "local"
 """
-# First what is quick, then all else that looks at the script; not what boots or tests the unit.
+# First what looks at that function, then all else that looks at the script; not what boots.
 CHECK = """\
 export PYTHONS='{{"this": "{python}"}}'
+line=$(diff original.py azure_provisioning.py | sed -n '1s/[^0-9].*//p')
+case $(sed -n "1,${{line:-1}}s/^def \\([a-z_]*\\).*/\\1/p" original.py | tail -n 1) in
+    parse_goal_state | build_health_report | make_host_name) first=parsing ;;
+    parse_answer | cut_body | join_chunks) first=answers ;;
+    fetch | set_host_name | verify_host_name) first=host_name ;;
+    parse_arguments | main) first='parsing command_line' ;;
+    *) first=pauses ;;
+esac
 test() {{
     timeout --kill-after=5 "$1" {python} -m pytest -q -x -p no:cacheprovider -n"$2" "$3" \\
         $(printf 'tests/suite/test_%s.py ' $4)
 }}
-test 100 0 --oracle-cases=200 'answers parsing command_line pauses first_boot' &&
-test 300 4 --walks=40 'host_name faults trouble answers walks real_system'
+test 100 0 --oracle-cases=400 "$first" &&
+test 200 2 --oracle-cases=400 'answers parsing command_line pauses first_boot host_name' &&
+test 300 4 --walks=40 'faults trouble walks real_system memory'
 """
 
 

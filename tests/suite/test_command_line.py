@@ -10,7 +10,7 @@ from typing import Tuple
 import pytest
 
 import azure_provisioning as script
-from conftest import MEASURED_FLAGS, PYTHONS, require
+from conftest import MEASURED_FLAGS
 from world import sandbox
 
 # The script as it is: a mistake in it must not send anything to Azure's addresses.
@@ -155,7 +155,3 @@ def test_what_is_not_needed_before_ready_is_not_imported() -> None:
         check=True,
     )
     assert done.stdout == "\n"
-
-
-def test_there_are_many_pythons_to_run_it_on() -> None:
-    require(len(PYTHONS) > 5, f"only {len(PYTHONS)} CPythons were found")

@@ -129,7 +129,8 @@ def dhcp(directory: Path, device: str = PLUG) -> Iterator[Path]:
     finally:
         server.kill()
         server.wait()
-        run("ip", "link", "delete", TAP)
+        with contextlib.suppress(RuntimeError):  # the other end may be gone, and so this one
+            run("ip", "link", "delete", TAP)
 
 
 # ---- Containers: systemd-nspawn
