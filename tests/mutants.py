@@ -58,8 +58,8 @@ NOT_MADE = "cosmic-ray could not make it"
 NOT_COUNTED: dict[Tuple[str, str], str] = {
     (NOT_MADE, "core/ExceptionReplacer"): "of (A, B) only A; tried by hand, killed",
     (
-        'is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and lines == head.splitlines()',
-        'is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and lines <= head.splitlines()',
+        'framing = set() if lines == head.splitlines() else {b"a line that ends otherwise"}',
+        'framing = set() if lines <= head.splitlines() else {b"a line that ends otherwise"}',
     ): "where they differ, a line of the former has more",
 }
 

@@ -261,7 +261,7 @@ def test_a_connection_gets_five_seconds_and_the_answer_what_it_leaves(
     for name, value in {"limits": [], "clock": clock, "takes": takes}.items():
         monkeypatch.setattr(Peer, name, value)
     host.misbehave("goalstate", "silent" if takes >= left else "close")
-    url = host.url("wireserver") + azure_provisioning.GOAL_STATE
+    url = host.url("wireserver") + "/machine?comp=goalstate"
     with pytest.raises(socket.timeout if takes >= left else ValueError):
         azure_provisioning.exchange(url, "", clock.now + left, b"")
     assert Peer.limits == limits
