@@ -150,7 +150,7 @@ def join_chunks(data: bytes) -> bytes:
 
 
 def exchange(url: str, headers: str, deadline: float, report: bytes) -> "tuple[str, bytes, bool]":
-    """GET *url*, or POST *report* to it; as parse_answer(), or raise Absent, OSError, ValueError."""
+    """GET *url*, or POST *report* to it; as parse_answer(), or raise Absent, OSError or others."""
     _, _, peer, path = url.split("/", 3)
     host, _, port = peer.partition(":")
     method = "POST" if report else "GET"
