@@ -168,14 +168,6 @@ def test_ready_may_take_its_time_and_the_name_has_its_own(
     assert (result.status, len(result.pauses)) == (0, 1199 + 299)
 
 
-@pytest.mark.parametrize(("status", "accepted"), [(199, 0), (200, 1), (299, 1), (300, 0)])
-def test_acceptance_is_200_to_299(
-    host: SimulatedHost, run_here: Run, status: int, accepted: int
-) -> None:
-    host.misbehave("health", raw_fault(b"HTTP/1.1 %d Well\r\n\r\n" % status))
-    assert run_here("--timeout=1").status == (0 if accepted else 1)
-
-
 class StoppedClock:
     """Stands for the time module; it moves when a test says so. The real one starts at boot."""
 
@@ -337,12 +329,6 @@ def test_each_attempt_fetches_the_goal_state_anew(host: SimulatedHost, run_here:
     assert b"<GoalStateIncarnation>3<" in host.accepted[0]
 
 
-def test_a_redirect_is_not_followed(host: SimulatedHost, run_here: Run) -> None:
-    host.misbehave("goalstate", f"302,Location={host.url('imds')}/elsewhere")
-    assert run_here("--timeout=1").status == 1
-    assert {request.service for request in host.requests} == {"wireserver"}
-
-
 def test_a_dry_run_tries_again_like_any_other(host: SimulatedHost, run_here: Run) -> None:
     for endpoint in ("goalstate", "computer-name"):
         host.misbehave(endpoint, "503", times=2)
@@ -383,11 +369,3 @@ def test_a_line_has_400_characters_and_ends_as_it_should(
     (line,) = result.err
     assert len(line) == 400
     assert line.endswith("x; trying again for 1200 s")
-
-
-def test_what_a_peer_sends_cannot_steer_a_terminal(host: SimulatedHost, run_here: Run) -> None:
-    host.misbehave("goalstate", "body=\x1b[2J\n", times=1)
-    host.misbehave("goalstate", raw_fault(b"HTTP/1.1 500 \x1b[31m\xff\x07\r\n\r\n"), times=1)
-    lines = run_here().err
-    assert len(lines) == 2
-    assert all(line.isprintable() and line.isascii() for line in lines)
