@@ -73,8 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        newest = {NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {}
-        pythons = {**PYTHONS, **newest}
+        pythons = {**PYTHONS, **({NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {})}
         metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
@@ -143,12 +142,11 @@ def isolated() -> None:
 @pytest.fixture
 def emulation(isolated: None) -> Emulation:
     """How to run a virtual machine here."""
-    emulation = EMULATIONS.get(platform.machine())
-    require(emulation, f"QEMU's options for {platform.machine()} are missing in world/boot.py")
-    assert emulation
+    here = platform.machine()
+    require(here in EMULATIONS, f"QEMU's options for {here} are missing in world/boot.py")
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
-    require_tools(emulation.program, *"debugfs dnsmasq ip mke2fs".split())
-    return emulation
+    require_tools(EMULATIONS[here].program, *"debugfs dnsmasq ip mke2fs".split())
+    return EMULATIONS[here]
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ echo "stored: $(cat /etc/hostname)"
 echo "files: $(ls -A /etc | xargs)"
 exit $status
 """
-ROOT: List[str] = []
 NOBODY = "/usr/bin/setpriv --reuid=65534 --clear-groups --inh-caps=-all".split()
 NOBODYS_PYTHON = "/usr/bin/python3"  # others may be where nobody may not look
 
@@ -150,7 +149,7 @@ def test_without_the_right_to_set_the_name_there_is_a_hint(host: SimulatedHost) 
     assert "(you are not root: try again as root)" in said
 
 
-@pytest.mark.parametrize(("user", "hinted"), [(NOBODY, True), (ROOT, False)])
+@pytest.mark.parametrize(("user", "hinted"), [(NOBODY, True), ([], False)])
 def test_a_connection_that_times_out_gets_a_hint(
     host: SimulatedHost, user: List[str], hinted: bool
 ) -> None:

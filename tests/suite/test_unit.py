@@ -34,9 +34,9 @@ def test_it_waits_for_the_network() -> None:
     assert values("WantedBy") == ["multi-user.target"]
 
 
-def test_it_may_talk_to_the_platform_and_to_nothing_else() -> None:
+def test_it_may_talk_to_the_platform_and_its_proxy_and_to_nothing_else() -> None:
     assert values("IPAddressDeny") == ["any"]
-    assert values("IPAddressAllow") == ["168.63.129.16 169.254.169.254"]
+    assert values("IPAddressAllow") == ["168.63.129.16 169.254.169.254 127.0.0.1"]
     assert values("RestrictAddressFamilies") == ["AF_INET AF_UNIX"]
 
 

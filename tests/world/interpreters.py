@@ -24,9 +24,7 @@ def find() -> Dict[str, str]:
         if has_suffix or not os.access(path, os.X_OK):
             continue
         # A pyenv shim fails here for a version that is not selected, and else tells the real place.
-        probe = subprocess.run(
-            [path, "-I", "-S", "-c", PROBE], capture_output=True, text=True, check=False
-        )
+        probe = subprocess.run([path, "-ISc", PROBE], capture_output=True, text=True, check=False)
         if probe.stdout.startswith("CPython\n"):
             *version, executable = probe.stdout.splitlines()[1:]
             key = tuple(map(int, version))
@@ -45,8 +43,6 @@ exec {loader} --library-path {loader.parent} --argv0 {python} {python} "$@"
 def from_image(root: Path, program: Path) -> str:
     """Make *program* run the Python of the image at *root*, on this machine; return its path."""
     (loader,) = root.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*")
-    partial = program.with_suffix(f".{os.getpid()}")  # other workers do the same
-    partial.write_text(FROM_IMAGE.format(loader=loader, python=root / "usr/bin/python3"))
-    partial.chmod(0o755)
-    partial.rename(program)
+    program.write_text(FROM_IMAGE.format(loader=loader, python=root / "usr/bin/python3"))
+    program.chmod(0o755)
     return str(program)

@@ -101,7 +101,7 @@ def call(function: str, *arguments: object) -> None:
 
 
 def bring_up_loopback() -> None:
-    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as control:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sh14x", b"lo", 0)
         flags = struct.unpack("16sh14x", fcntl.ioctl(control, SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
@@ -111,8 +111,7 @@ def bring_up_loopback() -> None:
 
 def set_address(number: int, address: str) -> None:
     """Give loopback the address, as its alias *number*; 0.0.0.0 takes the alias away."""
-    packed = struct.pack(
-        "16sHH4s8x", f"lo:{number}".encode(), socket.AF_INET, 0, socket.inet_aton(address)
-    )
-    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as control:
-        fcntl.ioctl(control, SIOCSIFADDR, packed)
+    packed = socket.inet_aton(address)
+    request = struct.pack("16sHH4s8x", b"lo:%d" % number, socket.AF_INET, 0, packed)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFADDR, request)
