@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -52,13 +51,13 @@ from world.images import (
     label,
     run,
 )
-from world.network import IMDS, PLATFORM_ADDRESSES, WIRESERVER, new_network, set_address
+from world.network import IMDS, WIRESERVER, new_network
 from world.redirect import redirect
 
 UNIT = "etc/systemd/system/azure-provisioning.service"
 UNIT_LINK = "etc/systemd/system/multi-user.target.wants/azure-provisioning.service"
 LINES = readme.block("## See that it worked").splitlines()  # of the VM myvm
-NETWORK_LATE, IMDS_LATE = 10, 15  # seconds
+WIRESERVER_LATE, IMDS_LATE = 10, 15  # seconds
 # All is tried on all, but for images that are for one thing.
 ONE_THING = ("-agents", "-managers", "-selinux", ARM64)
 RELEASES = [name for name in IMAGES if not name.endswith(ONE_THING)]
@@ -120,19 +119,6 @@ def assert_nothing_happens_at(boot: Callable[[], Report], host: SimulatedHost, n
 # ---- What delays a first boot or makes it take another path, and ends as the healthy one does
 
 
-def network_late(host: SimulatedHost) -> None:
-    for number in range(len(PLATFORM_ADDRESSES)):
-        set_address(number, "0.0.0.0")
-
-    def come_up() -> None:
-        for number, address in enumerate(PLATFORM_ADDRESSES):
-            set_address(number, address)
-
-    timer = threading.Timer(NETWORK_LATE, come_up)
-    timer.daemon = True
-    timer.start()
-
-
 class FirstBoot(NamedTuple):
     vm: Vm = Vm()
     prepare: str = ""  # shell commands, in a chroot of the disk
@@ -145,7 +131,7 @@ class FirstBoot(NamedTuple):
 # Without D-Bus systemd-logind fails by itself, and that is not what is tested here.
 NO_DBUS = "systemctl mask dbus.service dbus.socket systemd-logind.service"
 SCALE_SET = Vm(name="web_11", computer_name="web000011")
-NO_NETWORK = "Goal state failed: [Errno 101] Network is unreachable; trying again for 1200 s"
+REFUSED = "Goal state failed: [Errno 111] Connection refused; trying again for 1200 s"
 BY_HAND = "; setting the host name without hostnamectl"
 OLD_HOST = (
     "Computer name failed: the answer is 400 Bad Request; trying again for 300 s",
@@ -156,7 +142,11 @@ DNS = readme.block("### The name in Azure's DNS")
 
 FIRST_BOOTS = {
     "healthy": FirstBoot(),
-    "network-late": FirstBoot(trouble=network_late, says=(NO_NETWORK,), seconds=NETWORK_LATE),
+    "wireserver-late": FirstBoot(
+        trouble=lambda host: host.listen_after("wireserver", WIRESERVER_LATE),
+        says=(REFUSED,),
+        seconds=WIRESERVER_LATE,
+    ),
     "without-dbus": FirstBoot(prepare=NO_DBUS, says=(BY_HAND,)),
     "no-network-manager-to-tell": FirstBoot(prepare=f"tree=/\n{DNS}"),
     "scale-set": FirstBoot(SCALE_SET, name="web000011"),
@@ -169,17 +159,15 @@ FIRST_BOOTS = {
         seconds=PATIENCE_SECONDS,
     ),
 }
+# What takes its time is the script's own, and the same on all releases.
+SCENARIOS = [
+    (release, name)
+    for name, boot in FIRST_BOOTS.items()
+    for release in RELEASES[: 1 if boot.seconds else None]
+]
 
 
-@pytest.mark.parametrize(
-    "release, scenario",
-    # What takes its time is the script's own, and the same on all of them.
-    [
-        (one, name)
-        for name in FIRST_BOOTS
-        for one in RELEASES[: 1 if FIRST_BOOTS[name].seconds else None]
-    ],
-)
+@pytest.mark.parametrize("release, scenario", SCENARIOS)
 def test_the_first_boot_ends_well_and_the_second_does_nothing(
     root: Path, host: SimulatedHost, scenario: str
 ) -> None:
@@ -305,14 +293,18 @@ FOR_CABLE = f"""\
 sed -i 's/virtio_net/& veth/' /etc/systemd/network/50-azure.network
 systemctl enable {NETWORKD}
 """
-MANAGERS = {
-    "NetworkManager": "systemctl enable NetworkManager NetworkManager-wait-online",
-    "ifupdown": """\
+OTHERS = "systemctl disable networking NetworkManager NetworkManager-wait-online"
+NETWORK_MANAGER = f"{OTHERS}; systemctl enable NetworkManager NetworkManager-wait-online"
+IFUPDOWN = f"""\
+{OTHERS}
 printf 'auto host0\\niface host0 inet dhcp\\n' >/etc/network/interfaces.d/host0
 systemctl enable networking
-""",
-}
-NO_MANAGER = "systemctl disable networking NetworkManager NetworkManager-wait-online"
+"""
+NETWORKS = [
+    *((release, FOR_CABLE) for release in RELEASES),
+    ("debian-12-managers", NETWORK_MANAGER),
+    ("debian-12-managers", IFUPDOWN),
+]
 
 
 def names_in_leases(log: Path) -> List[str]:
@@ -339,20 +331,11 @@ def assert_it_boots_in_a_network_of_its_own(root: Path, host: SimulatedHost) -> 
         assert_nothing_happens_at(lambda: boot_container(root, PLUGGED), host, "myvm")
 
 
-@each_release
+@pytest.mark.parametrize("release, manager", NETWORKS)
 def test_it_boots_in_a_network_of_its_own_and_azures_dns_learns_the_name(
-    root: Path, host: SimulatedHost
-) -> None:
-    in_checkout(root, f"{FOR_CABLE}\ntree=/\n{DNS}")
-    assert_it_boots_in_a_network_of_its_own(root, host)
-
-
-@pytest.mark.parametrize("release", ["debian-12-managers"])
-@pytest.mark.parametrize("manager", MANAGERS)
-def test_it_boots_with_another_network_manager_and_azures_dns_learns_the_name(
     root: Path, host: SimulatedHost, manager: str
 ) -> None:
-    in_checkout(root, f"{NO_MANAGER}\n{MANAGERS[manager]}\ntree=/\n{DNS}")
+    in_checkout(root, f"{manager}\ntree=/\n{DNS}")
     assert_it_boots_in_a_network_of_its_own(root, host)
 
 
@@ -588,43 +571,35 @@ def test_after_a_power_cut_the_next_boot_puts_it_right(
 
 # ---- Virtual machines: a real kernel, and firmware that says that this is Azure
 
+NETWORKD_ON = f"systemctl enable {NETWORKD}"
 # Keep IMDS to systemd's own client, where there is one: upstream's default, but not Debian's.
 LOCKED = "systemd.imds.network=locked"
-WITH_KERNEL = [name for name in RELEASES if "linux-image" in IMAGES[name].packages]
-NETWORKD_ON = f"systemctl enable {NETWORKD}"
 # Without a .network file of the image's own systemd-imds brings the network up.
 IMDS_NETWORK = f"{NETWORKD_ON}\nrm /etc/systemd/network/50-azure.network"
+WITH_KERNEL = [name for name in RELEASES if "linux-image" in IMAGES[name].packages]
 WITH_IMDS = [name for name in WITH_KERNEL if IMDS_CLIENT in IMAGES[name].packages]
+VMS = [  # and whether the script has to ask that client
+    *((name, NETWORKD_ON, LOCKED, False) for name in WITH_KERNEL),  # the lock has no effect
+    *((name, IMDS_NETWORK, LOCKED, True) for name in WITH_IMDS),
+    *((name, IMDS_NETWORK, "", False) for name in WITH_IMDS),
+]
 
 
-def names_asked_for_in_a_good_boot(
-    emulation: Emulation, root: Path, host: SimulatedHost, append: str
-) -> List[str]:
-    """Boot it; return by whom IMDS was asked for the computer name: a user agent, or ""."""
+@pytest.mark.parametrize("release, network, append, asks_client", VMS)
+def test_a_virtual_machine_boots(
+    emulation: Emulation,
+    root: Path,
+    host: SimulatedHost,
+    network: str,
+    append: str,
+    asks_client: bool,
+) -> None:
+    in_checkout(root, network)
     with dhcp(root.parent):
         assert boot_vm(emulation, make_disk(root), root / "boot", append) == good_end("myvm")
     assert len(host.accepted) == 1
-    asked = [one for one in host.requests if "osProfile/computerName" in one.target]
-    return [one.headers.get("user-agent", "").partition("/")[0] for one in asked]
-
-
-@pytest.mark.parametrize("release", WITH_KERNEL)
-def test_a_virtual_machine_boots_when_its_network_is_there(
-    emulation: Emulation, root: Path, host: SimulatedHost
-) -> None:
-    """With a lock on IMDS, which needs systemd-imds's own network and so does not take effect."""
-    in_checkout(root, NETWORKD_ON)
-    assert names_asked_for_in_a_good_boot(emulation, root, host, LOCKED) == [""]
-
-
-@pytest.mark.parametrize("release", WITH_IMDS)
-@pytest.mark.parametrize("append, asker", [(LOCKED, "systemd-imdsd"), ("", "")])
-def test_a_virtual_machine_is_named_where_systemd_has_a_client_for_imds(
-    emulation: Emulation, root: Path, host: SimulatedHost, append: str, asker: str
-) -> None:
-    """Where that one keeps IMDS to itself, the script's request does not get through."""
-    in_checkout(root, IMDS_NETWORK)
-    assert names_asked_for_in_a_good_boot(emulation, root, host, append)[-1] == asker
+    *_, request = [one for one in host.requests if "osProfile/computerName" in one.target]
+    assert request.headers.get("user-agent", "").startswith("systemd-imdsd/") == asks_client
 
 
 WITH_SELINUX = [name for name in IMAGES if SELINUX in IMAGES[name].packages]
