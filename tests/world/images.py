@@ -88,8 +88,7 @@ def build(name: str, directory: Path) -> Path:
 def build_from_scratch(directory: Path) -> Path:
     """Return the root directory that mkosi makes as the README's "from scratch" part says."""
     files = [Path(REPOSITORY, name) for name in PROJECT]
-    # mkosi 14 fails to leave out documents where it runs in a container itself, and there may be no
-    # systemd to ask for another unit.
+    # In a container mkosi 14 fails to leave out documents, and to ask systemd for a unit.
     command = f"""
         mkosi --distribution=debian --release=bookworm --format=directory --bootable=no
         --nspawn-keep-unit --with-docs=yes --force --output=tree --package={SCRATCH_PACKAGES} build
