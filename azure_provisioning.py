@@ -37,7 +37,6 @@ HEALTH_REPORT = """<Health><GoalStateIncarnation>{}</GoalStateIncarnation><Conta
 <ContainerId>{}</ContainerId><RoleInstanceList><Role><InstanceId>{}</InstanceId>
 <Health><State>Ready</State></Health></Role></RoleInstanceList></Container></Health>
 """
-GOAL_STATE, HEALTH = "/machine?comp=goalstate", "/machine?comp=health"
 WIRESERVER_HEADERS = "x-ms-version: 2012-11-30\r\nx-ms-agent-name: azure-provisioning\r\n"
 HEALTH_HEADERS = WIRESERVER_HEADERS + "Content-Type: text/xml;charset=utf-8\r\n"
 # In the first api-version that has it, and in the one that the oldest hosts know.
@@ -94,14 +93,13 @@ def build_health_report(goal_state: "list[str]") -> bytes:
 
 
 def parse_answer(data: bytes, ended: bool, to_report: bool) -> "tuple[str, bytes, bool]":
-    """Return status, body, and if its end was told (RFC 9112); or EOFError, Absent, ValueError."""
+    """Return status, body, if its end was told (RFC 9112); raise EOFError, Absent or ValueError."""
     head, empty_line, rest = data.partition(b"\r\n\r\n")
     if not empty_line:
         raise EOFError  # more is to come
     status_line, *headers = lines = head.split(b"\r\n")
     version, code, *_ = [*status_line.split(b" ", 2), b""]
-    is_http = version in (b"HTTP/1.0", b"HTTP/1.1") and lines == head.splitlines()
-    if not is_http or len(code) != 3 or not code.isdigit():
+    if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
         raise ValueError(f"the answer is no HTTP: {status_line[:80]!a}")
     if code == b"100":  # "Continue": the answer itself comes next
         return parse_answer(rest, ended, to_report)
@@ -110,7 +108,8 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "tuple[str, bytes
         raise (Absent if code in (b"400", b"404") else ValueError)(f"the answer is {status}")
     if to_report or code == b"204":  # of an answer to a report only the status counts
         return status, b"", True
-    framing = set()  # the headers that say where the body ends, or that are none and may hide one
+    # The headers that say where the body ends, or that are none and may hide one.
+    framing = set() if lines == head.splitlines() else {b"a line that ends otherwise"}
     for name, colon, value in (line.lower().partition(b":") for line in headers):
         if name in (b"content-length", b"transfer-encoding") or name.split() != [name] or not colon:
             framing.add(name + colon + value.strip())
@@ -151,7 +150,7 @@ def join_chunks(data: bytes) -> bytes:
 
 
 def exchange(url: str, headers: str, deadline: float, report: bytes) -> "tuple[str, bytes, bool]":
-    """GET *url*, or POST *report* to it, in waagent's form; raise as parse_answer(), or OSError."""
+    """GET *url*, or POST *report* to it; as parse_answer(), or raise Absent, OSError or others."""
     _, _, peer, path = url.split("/", 3)
     host, _, port = peer.partition(":")
     method = "POST" if report else "GET"
@@ -182,11 +181,12 @@ def step_seconds(deadline: float) -> float:
 def report_ready(wireserver: str, seconds: float, dry_run: bool) -> bool:
     """Report Ready until the platform accepts it, for so many *seconds* at most; return if so."""
     deadline = time.monotonic() + seconds
+    url = wireserver + "/machine?comp="
     while True:
         step = "Goal state"
         try:
             tell(f"Fetching the goal state from {wireserver}")
-            _, body, _ = exchange(wireserver + GOAL_STATE, WIRESERVER_HEADERS, deadline, b"")
+            _, body, _ = exchange(url + "goalstate", WIRESERVER_HEADERS, deadline, b"")
             goal_state = parse_goal_state(body)
             tell("Goal state: incarnation {}, container {}, instance {}".format(*goal_state))
             report = build_health_report(goal_state)
@@ -197,7 +197,7 @@ def report_ready(wireserver: str, seconds: float, dry_run: bool) -> bool:
             step = "Health report"
             tell("Reporting Ready")
             headers = f"{HEALTH_HEADERS}Content-Length: {len(report)}\r\n"
-            status, _, _ = exchange(wireserver + HEALTH, headers, deadline, report)
+            status, _, _ = exchange(url + "health", headers, deadline, report)
             say(f"Ready accepted: {status}")
             return True
         except Exception as error:  # whatever it was, the next attempt may put it right
@@ -259,7 +259,7 @@ def fetch(imds: str, leaf: str, deadline: float) -> bytes:
         done = run(command, stdout=PIPE, stderr=PIPE, timeout=step_seconds(deadline))
         said = done.stderr.decode("utf-8", "replace").strip()
         if done.returncode:
-            kind = Absent if done.returncode == 1 and "not available" in said else OSError
+            kind = Absent if done.returncode == 1 and "Key not available" in said else OSError
             raise kind(f"systemd-imds ended with status {done.returncode}: {said}") from None
         return done.stdout
     if not is_whole:
@@ -288,11 +288,11 @@ def set_host_name(name: str, deadline: float) -> None:
     """Make *name* the kernel's host name and the stored one, on disk, or raise OSError."""
     import subprocess  # not needed before Ready
 
-    temporary, seconds = ETC_HOSTNAME + ".azure-provisioning", step_seconds(deadline)
+    temporary = ETC_HOSTNAME + ".azure-provisioning"
     # --static, or it takes PRETTY_HOSTNAME out of /etc/machine-info.
     command = ["hostnamectl", "--no-ask-password", "--static", "set-hostname", name]
     try:
-        status = subprocess.call(command, stdin=subprocess.DEVNULL, timeout=seconds)
+        status = subprocess.call(command, stdin=subprocess.DEVNULL, timeout=step_seconds(deadline))
         if status:
             raise OSError(f"hostnamectl ended with status {status}")
         verify_host_name(name)

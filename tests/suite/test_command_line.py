@@ -24,29 +24,10 @@ def call(*arguments: str, python: str = sys.executable) -> Tuple[int, str, str]:
 
 
 WRONG = [
-    ["--timeout", "0"],
-    ["--timeout", "-1"],
-    ["--timeout", "nan"],
-    ["--timeout", "inf"],
-    ["--timeout", "86400.01"],
-    ["--timeout", "soon"],
-    ["--timeout", "1_0"],
-    ["--timeout", "+1"],
-    ["--timeout", "1e3"],
-    ["--timeout", "\u0661"],
-    ["--timeout", "1\n2"],
-    ["--timeout", "caf\u00e9"],
-    ["--timeout"],
-    ["--wireserver", "https://h"],
-    ["--wireserver", ""],
-    ["--imds", "http://h/p"],
-    ["--imds", "h\nh"],
-    ["--no-such-option"],
-    ["--dry-run=yes"],
-    ["-x"],
-    ["argument"],
-    ["--dry-run", "argument\n\x1b"],
-    ["--help", "argument"],
+    *(["--timeout", text] for text in ["0", "-1", "nan", "inf", "1_0", "+1", "\u0661", "1\n2"]),
+    *(["--imds", url] for url in ["", "http://h/p", "h\nh", "caf\u00e9"]),
+    *[["--timeout"], ["--no-such-option"], ["--dry-run=yes"], ["-x"], ["argument"]],
+    *[["--dry-run", "argument\n\x1b"], ["--help", "argument"]],
 ]
 
 
@@ -58,16 +39,6 @@ def test_wrong_usage_gets_one_line_and_status_2(arguments: list[str]) -> None:
     assert line.startswith("azure_provisioning.py: ")
     assert line.endswith(" (try --help)")
     assert line.isascii()
-
-
-@pytest.mark.parametrize("option", ["--timeout", "--wireserver"])
-@pytest.mark.parametrize("value", ["", "abc", "-1", "1_0", "http://", "http://h:0", "http://[::1]"])
-def test_a_wrong_value_is_shown_with_its_option_and_what_that_takes(
-    option: str, value: str
-) -> None:
-    takes = "more than 0, at most 86400 seconds" if option == "--timeout" else "http://HOST[:PORT]"
-    line = f"azure_provisioning.py: {option} takes {takes}, not {value!r} (try --help)\n"
-    assert call(f"{option}={value}") == (2, "", line)
 
 
 @pytest.mark.parametrize("level", ["-O", "-OO"])

@@ -255,6 +255,10 @@ def test_where_imds_is_locked_systemd_imds_gives_the_name_of_the_vm_in_the_end(
     [
         ("echo Failed >&2; exit 1", "systemd-imds ended with status 1: Failed"),
         (NOT_AVAILABLE.replace("1", "2"), "systemd-imds ended with status 2: Key not available."),
+        (
+            NOT_AVAILABLE.replace("exit 1", "kill -9 $$"),
+            "systemd-imds ended with status -9: Key not available.",
+        ),
         ("echo '<html>'", "the answer is no name: '<html>'"),
         ("exec /bin/sleep 60", "timed out after 1 seconds"),
     ],

@@ -215,6 +215,12 @@ def test_any_other_endpoint_is_refused(url: str) -> None:
     assert str(raised.value) == f"--imds takes http://HOST[:PORT], not {url!a}"
 
 
+@pytest.mark.parametrize("text", ["", "soon", "-1", "0", "1e3", "86400.01", "http://h"])
+def test_any_other_timeout_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--timeout takes more than 0, at most 86400 seconds, not"):
+        script.parse_arguments([f"--timeout={text}"])
+
+
 @pytest.mark.parametrize("text", ["0.001", "1", "86400"])
 def test_a_timeout_may_be_anything_up_to_a_day(text: str) -> None:
     assert script.parse_arguments(["--timeout", text]) == {"--timeout": text}

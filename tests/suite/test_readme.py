@@ -291,10 +291,41 @@ def test_without_a_whole_key_nothing_changes(
     assert not list(Path.cwd().glob("pwned"))
 
 
-def test_the_platform_by_hand_shows_goal_state_and_name(platform_host: SimulatedHost) -> None:
-    require_tools("curl")
-    command = ["sh", "-euc", readme.block("## The platform by hand")]
-    shown = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    assert f"<ContainerId>{platform_host.vm.container_id}</ContainerId>" in shown
-    assert shown.endswith(f"{platform_host.vm.computer_name}")
-    assert not platform_host.accepted
+# ---- The shell client
+
+
+BY_HAND = ["sh", "-c", readme.block("## The platform by hand")]
+
+
+def test_the_platform_by_hand_reports_ready_and_shows_the_name(
+    platform_host: SimulatedHost,
+) -> None:
+    require_tools("curl", "grep", "sed", "tr")
+    vm = platform_host.vm = platform_host.vm._replace(container_id="a & <b>")
+    other = b"<RoleInstance><InstanceId>other</InstanceId></RoleInstance></RoleInstanceList>"
+    add = changed_body(lambda body: body.replace(b"</RoleInstanceList>", other))
+    platform_host.misbehave("goalstate", add)
+    out = subprocess.run(BY_HAND, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert len(platform_host.accepted) == 1
+    assert out.splitlines()[1:] == ["Health report: 200", vm.computer_name]
+
+
+WITHOUT_INSTANCE = changed_body(lambda body: body.replace(b"InstanceId>", b"Other>"))
+
+
+@pytest.mark.parametrize(
+    "endpoint, fault, requests",
+    [
+        ("goalstate", "503", 1),
+        ("goalstate", WITHOUT_INSTANCE, 1),
+        ("health", "503", 2),
+        ("computer-name", "503", 3),
+    ],
+)
+def test_the_platform_by_hand_ends_at_the_first_error(
+    platform_host: SimulatedHost, endpoint: str, fault: Union[str, Fault], requests: int
+) -> None:
+    require_tools("curl", "grep", "sed", "tr")
+    platform_host.misbehave(endpoint, fault)
+    assert subprocess.run(BY_HAND, check=False).returncode != 0
+    assert len(platform_host.requests) == requests

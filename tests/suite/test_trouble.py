@@ -34,7 +34,7 @@ def test_an_exchange_ends_in_its_time_whatever_the_pace_of_the_peer(
 ) -> None:
     monkeypatch.setattr(azure_provisioning, "STEP_SECONDS", 1)
     host.misbehave("goalstate", fault)
-    url, start = host.url("wireserver") + azure_provisioning.GOAL_STATE, time.monotonic()
+    url, start = host.url("wireserver") + "/machine?comp=goalstate", time.monotonic()
     with pytest.raises(socket.timeout):
         azure_provisioning.exchange(url, "", start + 1200, b"")
     assert 1 <= time.monotonic() - start < 1 + SLACK

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from world import readme
 from world.sandbox import REPOSITORY
@@ -21,7 +21,7 @@ ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
 SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
 PACKAGES = "dbus,systemd,systemd-sysv"
 DMI, ASSET_TAG = "/sys/class/dmi/id", "7783-7084-3265-9085-8269-3286-77"  # Azure's
-LEFT_OUT = ("doc", "info", "locale", "man")  # of /usr/share
+LEAVE_OUT = 'cd "$1/usr/share" && rm -rf doc info locale man'
 # The images outlive what their distribution's index is valid for, and so may a mirror's copy of it.
 APT_OPTIONS = ("Acquire::Retries 3", 'Acquire::Check-Valid-Until "false"')
 MINIMAL, FULL = "python3-minimal", "python3"  # what the README says is enough, and what is usual
@@ -71,63 +71,61 @@ def select(names: str) -> None:
 def build(name: str, directory: Path) -> Path:
     """Return the root directory of the image *name*, which is built in *directory* if need be."""
     image = IMAGES[name]
-    root = directory / name
-    recipe = f"{image}, {PACKAGES}, {LEFT_OUT}, {APT_OPTIONS}"
-    stamp = directory / f"{name}.recipe"
-    with open(directory / f"{name}.lock", "w") as lock:
-        # All workers share the images; the first builds, the others wait.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != recipe:
-            stamp.unlink(missing_ok=True)
-            shutil.rmtree(root, ignore_errors=True)
-            run(
-                "nsenter",
-                "--net=" + os.environ["OUTER_NETWORK"],  # to download, and for nothing else
-                *"mmdebstrap --variant=minbase --format=directory --quiet".split(),
-                *(f"--aptopt={option}" for option in APT_OPTIONS),
-                "--dpkgopt=force-unsafe-io",
-                *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in LEFT_OUT),
-                f"--include={PACKAGES},{image.python},{image.packages}",
-                *(["--architectures=arm64"] if name.endswith(ARM64) else []),
-                image.suite,
-                str(root),
-                *([image.source] if image.source else []),
-                pass_fds=[lock.fileno()],  # so that another run waits even if this one is killed
-            )
-            stamp.write_text(recipe)
-    return root
+    command = [
+        *"mmdebstrap --variant=minbase --format=directory --quiet".split(),
+        *(f"--aptopt={option}" for option in APT_OPTIONS),
+        "--dpkgopt=force-unsafe-io",
+        f"--customize-hook={LEAVE_OUT}",
+        f"--include={PACKAGES},{image.python},{image.packages}",
+        *(["--architectures=arm64"] if name.endswith(ARM64) else []),
+        image.suite,
+        name,
+        *([image.source] if image.source else []),
+    ]
+    return build_once(directory, name, " ".join(command), lambda _: (command, directory))
 
 
 def build_from_scratch(directory: Path) -> Path:
     """Return the root directory that mkosi makes as the README's "from scratch" part says."""
-    place = directory / "from-scratch"
     files = [Path(REPOSITORY, name) for name in PROJECT]
-    recipe = "\n".join([INSTALL, SCRATCH_PACKAGES, *(file.read_text() for file in files)])
-    stamp = directory / "from-scratch.recipe"
-    with open(directory / "from-scratch.lock", "w") as lock:
+    # In a container mkosi 14 fails to leave out documents, and to ask systemd for a unit.
+    command = f"""
+        mkosi --distribution=debian --release=bookworm --format=directory --bootable=no
+        --nspawn-keep-unit --with-docs=yes --force --output=tree --package={SCRATCH_PACKAGES} build
+    """
+
+    def prepare(place: Path) -> Tuple[List[str], Path]:
+        (place / "checkout").mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, place / "checkout")
+        run("unshare", "--mount", "sh", "-euc", NOTHING_ELSE, "sh", str(place), INSTALL)
+        script = place / "my-image/mkosi.postinst.chroot"
+        script.rename(script.with_suffix(""))  # its name with mkosi 14
+        return command.split(), place / "my-image"
+
+    recipe = "\n".join([INSTALL, command, *(file.read_text() for file in files)])
+    return build_once(directory, "from-scratch", recipe, prepare) / "my-image/tree"
+
+
+def build_once(
+    directory: Path, name: str, recipe: str, prepare: Callable[[Path], Tuple[List[str], Path]]
+) -> Path:
+    """Return the place *name* in *directory*, made by the command that *prepare* returns.
+
+    And where that is to run. All workers share the place: the first builds, the others wait.
+    """
+    place, stamp = directory / name, directory / f"{name}.recipe"
+    with open(directory / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != recipe:
             stamp.unlink(missing_ok=True)
             shutil.rmtree(place, ignore_errors=True)
-            (place / "checkout").mkdir(parents=True)
-            for file in files:
-                shutil.copy(file, place / "checkout")
-            run("unshare", "--mount", "sh", "-euc", NOTHING_ELSE, "sh", str(place), INSTALL)
-            script = place / "my-image/mkosi.postinst.chroot"
-            script.rename(script.with_suffix(""))  # its name with mkosi 14
-            run(
-                "nsenter",
-                "--net=" + os.environ["OUTER_NETWORK"],
-                *"mkosi --distribution=debian --release=bookworm --format=directory".split(),
-                # mkosi 14 fails to leave out documents where it runs in a container itself.
-                *"--bootable=no --with-docs=yes --force --output=tree".split(),
-                f"--package={SCRATCH_PACKAGES}",
-                "build",
-                cwd=place / "my-image",
-                pass_fds=[lock.fileno()],
-            )
+            command, where = prepare(place)
+            outside = f"--net={os.environ['OUTER_NETWORK']}"  # to download, and for nothing else
+            # Another run waits for the lock even if this one is killed.
+            run("nsenter", outside, *command, cwd=where, pass_fds=[lock.fileno()])
             stamp.write_text(recipe)
-    return place / "my-image/tree"
+    return place
 
 
 @contextlib.contextmanager
