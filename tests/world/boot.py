@@ -229,8 +229,8 @@ EMULATIONS = {
     "x86_64": Emulation("qemu-system-x86_64", "-M pc -cpu qemu64,-svm,+rdrand", "ttyS0"),
 }
 # Without norandmaps each process has its code at other addresses, and QEMU translates it anew: a
-# boot takes a third longer. Where QEMU gets no turn in time, the kernel's checks of its timer panic,
-# and those of its clock have it take a slower one.
+# boot takes a third longer. If QEMU gets no turn in time, the kernel's check of its timer panics,
+# and that of its clock has it take a slower one.
 KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps no_timer_check tsc=reliable"
 
 
