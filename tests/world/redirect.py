@@ -5,6 +5,7 @@ import os
 import platform
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import Dict, Tuple
 
@@ -44,8 +45,7 @@ def instruction(code: int, to: int = 0, source: int = 0, offset: int = 0, number
 
 def ip4(address: str) -> int:
     """Return the address as the number that its four bytes are in this machine's memory."""
-    (number,) = struct.unpack("i", socket.inet_aton(address))
-    return int(number)
+    return int.from_bytes(socket.inet_aton(address), sys.byteorder, signed=True)
 
 
 def bpf(command: int, attributes: bytes) -> int:
