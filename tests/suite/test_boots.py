@@ -62,9 +62,6 @@ WIRESERVER_LATE, IMDS_LATE = 10, 15  # seconds
 ONE_THING = ("-agents", "-managers", "-selinux", ARM64)
 RELEASES = [name for name in IMAGES if not name.endswith(ONE_THING)]
 each_release = pytest.mark.parametrize("release", RELEASES)
-
-
-# Of what the README installs, for a test of its own: it waits for a lease, and for an SSH key.
 NETWORKD = "systemd-networkd systemd-networkd-wait-online"
 
 
@@ -74,6 +71,7 @@ def root(image: Path, tmp_path: Path) -> Iterator[Path]:
     require_tools("systemd-nspawn")
     with fresh_disk(image, tmp_path / "machine") as root:
         install(root)
+        # What waits for a lease, or for an SSH key, has tests of its own.
         in_checkout(root, f"systemctl disable {NETWORKD} azure-ssh-key")
         install_witness(root)
         yield root
