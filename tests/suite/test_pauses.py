@@ -195,6 +195,7 @@ def test_the_name_of_the_vm_is_asked_for_from_the_very_end_of_the_minute(
 
     def fetch(imds: str, leaf: str, deadline: float) -> bytes:
         asked.append(leaf)
+        assert deadline == StoppedClock.now + 300
         if leaf == azure_provisioning.COMPUTER_NAME:
             raise azure_provisioning.Absent("there is none")
         return b"vm"
