@@ -210,6 +210,7 @@ def cut_short(root: Path) -> Path:
 @pytest.mark.parametrize(
     "endpoint, step, status, accepted",
     [("health", "Health report", "1", 0), ("computer-name", "Computer name", "3", 1)],
+    ids=["no-ready", "no-name"],
 )
 def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     root: Path, host: SimulatedHost, endpoint: str, step: str, status: str, accepted: int
@@ -291,17 +292,17 @@ sed -i 's/virtio_net/& veth/' /etc/systemd/network/50-azure.network
 systemctl enable {NETWORKD}
 """
 OTHERS = "systemctl disable networking NetworkManager NetworkManager-wait-online"
-NETWORK_MANAGER = f"{OTHERS}; systemctl enable NetworkManager NetworkManager-wait-online"
-IFUPDOWN = f"""\
+MANAGERS = {
+    "systemd-networkd": FOR_CABLE,
+    "NetworkManager": f"{OTHERS}; systemctl enable NetworkManager NetworkManager-wait-online",
+    "ifupdown": f"""\
 {OTHERS}
 printf 'auto host0\\niface host0 inet dhcp\\n' >/etc/network/interfaces.d/host0
 systemctl enable networking
-"""
-NETWORKS = [
-    *((release, FOR_CABLE) for release in RELEASES),
-    ("debian-12-managers", NETWORK_MANAGER),
-    ("debian-12-managers", IFUPDOWN),
-]
+""",
+}
+NETWORKS = [(release, "systemd-networkd") for release in RELEASES]
+NETWORKS += [("debian-12-managers", manager) for manager in ("NetworkManager", "ifupdown")]
 
 
 def names_in_leases(log: Path) -> List[str]:
@@ -332,7 +333,7 @@ def assert_it_boots_in_a_network_of_its_own(root: Path, host: SimulatedHost) -> 
 def test_it_boots_in_a_network_of_its_own_and_azures_dns_learns_the_name(
     root: Path, host: SimulatedHost, manager: str
 ) -> None:
-    in_checkout(root, f"{manager}\ntree=/\n{DNS}")
+    in_checkout(root, f"{MANAGERS[manager]}\ntree=/\n{DNS}")
     assert_it_boots_in_a_network_of_its_own(root, host)
 
 
@@ -564,34 +565,28 @@ def test_after_a_power_cut_the_next_boot_puts_it_right(
 # ---- Virtual machines: a real kernel, and firmware that says that this is Azure
 
 NETWORKD_ON = f"systemctl enable {NETWORKD}"
-# Keep IMDS to systemd's own client, where there is one: upstream's default, but not Debian's.
-LOCKED = "systemd.imds.network=locked"
 # Without a .network file of the image's own systemd-imds brings the network up.
 IMDS_NETWORK = f"{NETWORKD_ON}\nrm /etc/systemd/network/50-azure.network"
+# Keep IMDS to systemd's own client, where there is one: upstream's default, but not Debian's.
+LOCKED = "systemd.imds.network=locked"
 WITH_KERNEL = [name for name in RELEASES if "linux-image" in IMAGES[name].packages]
 WITH_IMDS = [name for name in WITH_KERNEL if IMDS_CLIENT in IMAGES[name].packages]
-VMS = [  # and whether the script has to ask that client
-    *((name, NETWORKD_ON, LOCKED, False) for name in WITH_KERNEL),  # the lock has no effect
-    *((name, IMDS_NETWORK, LOCKED, True) for name in WITH_IMDS),
-    *((name, IMDS_NETWORK, "", False) for name in WITH_IMDS),
-]
+VMS = [(name, True, True) for name in WITH_KERNEL]
+VMS += [(name, False, locked) for name in WITH_IMDS for locked in (True, False)]
 
 
-@pytest.mark.parametrize("release, network, append, asks_client", VMS)
+@pytest.mark.parametrize("release, has_own_network, locked", VMS)
 def test_a_virtual_machine_boots(
-    emulation: Emulation,
-    root: Path,
-    host: SimulatedHost,
-    network: str,
-    append: str,
-    asks_client: bool,
+    emulation: Emulation, root: Path, host: SimulatedHost, has_own_network: bool, locked: bool
 ) -> None:
-    in_checkout(root, network)
+    in_checkout(root, NETWORKD_ON if has_own_network else IMDS_NETWORK)
+    append = LOCKED if locked else ""
     with dhcp(root.parent):
         assert boot_vm(emulation, make_disk(root), root / "boot", append) == good_end("myvm")
     assert len(host.accepted) == 1
     *_, request = [one for one in host.requests if "osProfile/computerName" in one.target]
-    assert request.headers.get("user-agent", "").startswith("systemd-imdsd/") == asks_client
+    by_systemd = request.headers.get("user-agent", "").startswith("systemd-imdsd/")
+    assert by_systemd == (locked and not has_own_network)
 
 
 WITH_SELINUX = [name for name in IMAGES if SELINUX in IMAGES[name].packages]
