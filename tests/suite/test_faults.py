@@ -57,8 +57,9 @@ def fail_then_recover(
     assert result.err[-1].endswith("; giving up")
 
     host.recover()
-    again = run(f"--timeout={SECONDS}")
-    check(again, host, machine, SECONDS)
+    seconds = SECONDS if endpoint == "name" else 30  # a VM's name is asked for only at the end
+    again = run(f"--timeout={seconds}")
+    check(again, host, machine, seconds)
     assert again.status == 0
 
 
