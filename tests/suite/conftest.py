@@ -34,7 +34,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
-BOOTS_TAKE = "as root, about 12 minutes on two cores and, the first time, 4 GB below .pytest_cache"
+BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages: where it is measured, what is no matter of memory has them.

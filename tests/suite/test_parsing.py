@@ -203,6 +203,7 @@ def test_an_endpoint_is_http_host_and_port(url: str) -> None:
             "http://h:",
             "http://h:0",
             "http://h:65536",
+            "http://h:99999",
             "http://h:x",
         ],
         *["http://h/path", "http://h?q", "http://u@h", "http://h h", "http://h\n", "http://h//"],

@@ -33,7 +33,7 @@ ENDPOINTS = {
     "wireserver": ("goalstate", "health", "versions"),
     "imds": ("computer-name", "name", "public-key", "compute"),
 }
-DRIP_SECONDS = 0.2  # between two bytes of an answer that never ends
+DRIP_SECONDS = 0.5  # between two bytes of an answer that never ends
 
 GOAL_STATE = """\
 <?xml version="1.0" encoding="utf-8"?>
