@@ -235,7 +235,7 @@ def set_name(imds: str, seconds: float, dry_run: bool) -> bool:
 def pause(step: str, error: Exception, deadline: float) -> bool:
     """Say that a *step* failed; wait for the next attempt, or return False if there is none."""
     line, left = f"{step} failed: {str(error) or repr(error)}", deadline - time.monotonic()
-    if isinstance(error, (PermissionError, TimeoutError, socket.timeout)) and os.geteuid():
+    if isinstance(error, (PermissionError, socket.timeout)) and os.geteuid():
         line += " (you are not root: try again as root)"  # some images let only root connect
     if left <= 0:
         say(line, "; giving up", error=True)

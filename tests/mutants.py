@@ -56,7 +56,7 @@ class Mutant(NamedTuple):
 NOT_MADE = "cosmic-ray could not make it"
 # (a line, what becomes of it): why it does not count.
 NOT_COUNTED: dict[Tuple[str, str], str] = {
-    (NOT_MADE, "core/ExceptionReplacer"): "of (A, B) only A; tried by hand, killed",
+    (NOT_MADE, "core/ExceptionReplacer"): "of (A, B) only A; tried by hand, all killed",
     (
         'framing = set() if lines == head.splitlines() else {b"a line that ends otherwise"}',
         'framing = set() if lines <= head.splitlines() else {b"a line that ends otherwise"}',

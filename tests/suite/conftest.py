@@ -37,7 +37,7 @@ PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
-# Coverage needs site-packages: where it is measured, what is no matter of memory has them.
+# Coverage needs site-packages.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
@@ -243,7 +243,7 @@ def run(command: List[str]) -> Run:
     ) -> Result:
         start = time.monotonic()
         done = subprocess.run(
-            [python, *UNIT_FLAGS, *command[1 + len(MEASURED_FLAGS) :], *options],
+            [python, *command[1:], *options],
             capture_output=True,
             text=True,
             check=False,

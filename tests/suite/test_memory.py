@@ -2,7 +2,7 @@
 
 import subprocess
 from pathlib import Path
-from typing import List
+from typing import Iterator, List
 
 import pytest
 
@@ -53,8 +53,9 @@ ANSWERS = {
 
 
 @pytest.fixture
-def host(vm: Vm) -> SimulatedHost:
-    return SimulatedHost(vm, imds_rate=1000)
+def host(vm: Vm) -> Iterator[SimulatedHost]:
+    with SimulatedHost(vm, imds_rate=1000) as host:
+        yield host
 
 
 @pytest.mark.parametrize("endpoint", ANSWERS)
@@ -65,10 +66,7 @@ def test_no_answer_takes_much_memory(
         host.misbehave(endpoint, raw_fault(answer), times=1)
     tests = Path(sandbox.__file__).parent.parent
     command: List[str] = [python, "-I", "-S", "-c", PRINT_PEAK, str(tests), str(machine.directory)]
-    with host:
-        done = subprocess.run(
-            [*command, *host.options()], capture_output=True, text=True, check=True
-        )
+    done = subprocess.run([*command, *host.options()], capture_output=True, text=True, check=True)
     status, peak = map(int, done.stdout.splitlines()[-1].split())
     assert (status, len(done.stderr.splitlines())) == (0, len(ANSWERS[endpoint]))
     assert peak < MEMORY_MAX
