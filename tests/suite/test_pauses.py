@@ -200,8 +200,12 @@ def test_the_name_of_the_vm_is_asked_for_from_the_very_end_of_the_minute(
             raise azure_provisioning.Absent("there is none")
         return b"vm"
 
+    def set_host_name(name: str, deadline: float) -> None:
+        assert (name, deadline) == ("vm", StoppedClock.now + 300)
+
     monkeypatch.setattr(azure_provisioning, "fetch", fetch)
-    assert azure_provisioning.set_name("", 300, dry_run=True)
+    monkeypatch.setattr(azure_provisioning, "set_host_name", set_host_name)
+    assert azure_provisioning.set_name("", 300, dry_run=False)
     assert asked == [azure_provisioning.COMPUTER_NAME] * 61 + [azure_provisioning.VM_NAME]
 
 
