@@ -188,20 +188,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
     return clock
 
 
+@pytest.mark.parametrize("uptime", [10, 1000])
 def test_the_name_of_the_vm_is_asked_for_from_the_very_end_of_the_minute(
-    clock: StoppedClock, monkeypatch: pytest.MonkeyPatch
+    clock: StoppedClock, monkeypatch: pytest.MonkeyPatch, uptime: float
 ) -> None:
+    clock.now = uptime
     asked: List[str] = []
 
     def fetch(imds: str, leaf: str, deadline: float) -> bytes:
         asked.append(leaf)
-        assert deadline == StoppedClock.now + 300
+        assert deadline == uptime + 300
         if leaf == azure_provisioning.COMPUTER_NAME:
             raise azure_provisioning.Absent("there is none")
         return b"vm"
 
     def set_host_name(name: str, deadline: float) -> None:
-        assert (name, deadline) == ("vm", StoppedClock.now + 300)
+        assert (name, deadline) == ("vm", uptime + 300)
 
     monkeypatch.setattr(azure_provisioning, "fetch", fetch)
     monkeypatch.setattr(azure_provisioning, "set_host_name", set_host_name)
