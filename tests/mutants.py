@@ -61,6 +61,18 @@ NOT_COUNTED: dict[Tuple[str, str], str] = {
         'framing = set() if lines == head.splitlines() else {b"a line that ends otherwise"}',
         'framing = set() if lines <= head.splitlines() else {b"a line that ends otherwise"}',
     ): "where they differ, a line of the former has more",
+    (
+        'if framing == {b"transfer-encoding:chunked"}:',
+        'if framing <= {b"transfer-encoding:chunked"}:',
+    ): "it is never empty here",
+    (
+        'if option == "--timeout" and not (seconds and 0 < float(text) <= 86400):',
+        'if option == "--timeout" and not (seconds and 0 != float(text) <= 86400):',
+    ): "the pattern has no sign",
+    (
+        'if option in DEFAULTS and not (url and 0 < int(url.group(1) or "80") < 65536):',
+        'if option in DEFAULTS and not (url and 0 != int(url.group(1) or "80") < 65536):',
+    ): "the pattern has no sign",
 }
 
 

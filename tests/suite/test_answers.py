@@ -101,9 +101,10 @@ def test_no_other_status_line_is_an_acceptance(line: str, to_report: bool) -> No
             parse_answer(before + line.encode("latin-1") + b"\r\nA: b\r\n\r\n", True, to_report)
 
 
-def test_of_what_is_no_http_the_first_80_bytes_are_shown() -> None:
-    with pytest.raises(ValueError, match="no HTTP") as raised:
-        parse_answer(b"x" * 100 + b"\r\n\r\n", ended=True, to_report=False)
+@pytest.mark.parametrize("before, words", [(b"", "no HTTP"), (answer(CHUNKED), CHUNK)])
+def test_of_what_is_malformed_the_first_80_bytes_are_shown(before: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as raised:
+        parse_answer(before + b"x" * 100 + b"\r\n\r\n", ended=True, to_report=False)
     assert str(raised.value).endswith(" " + ascii(b"x" * 80))
 
 
