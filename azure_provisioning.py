@@ -98,7 +98,7 @@ def parse_answer(data: bytes, ended: bool, to_report: bool) -> "tuple[str, bytes
     if not empty_line:
         raise EOFError  # more is to come
     status_line, *headers = lines = head.split(b"\r\n")
-    version, code, *_ = [*status_line.split(b" ", 2), b""]
+    version, code, *_ = [*status_line.split(b" "), b""]
     if version not in (b"HTTP/1.0", b"HTTP/1.1") or len(code) != 3 or not code.isdigit():
         raise ValueError(f"the answer is no HTTP: {status_line[:80]!a}")
     if code == b"100":  # "Continue": the answer itself comes next
