@@ -66,6 +66,10 @@ NOT_COUNTED: dict[Tuple[str, str], str] = {
         'if framing <= {b"transfer-encoding:chunked"}:',
     ): "it is never empty here",
     (
+        'stream, body, size = io.BytesIO(data), b"", 1',
+        'stream, body, size = io.BytesIO(data), b"", 2',
+    ): "anything but 0 does",
+    (
         'if option == "--timeout" and not (seconds and 0 < float(text) <= 86400):',
         'if option == "--timeout" and not (seconds and 0 != float(text) <= 86400):',
     ): "the pattern has no sign",

@@ -211,6 +211,10 @@ def test_the_name_of_the_vm_is_asked_for_from_the_very_end_of_the_minute(
     assert asked == [azure_provisioning.COMPUTER_NAME] * 61 + [azure_provisioning.VM_NAME]
 
 
+def test_an_attempt_that_fails_at_the_very_deadline_was_the_last(clock: StoppedClock) -> None:
+    assert not azure_provisioning.pause("A step", OSError("why"), clock.now)
+
+
 @pytest.mark.parametrize(
     "left, seconds", [(1200, 30), (30, 30), (29, 29), (1.5, 1.5), (1, 1), (0.5, 1), (0, 1), (-9, 1)]
 )
