@@ -135,7 +135,8 @@ script.set_host_name("web000011", 0)
 
 def test_a_name_that_is_not_stored_in_full_is_not_stored(direct: Machine) -> None:
     """A write that fails in the middle, as on a full disk; here there is a limit on its size."""
-    writing = [sys.executable, "-c", SHORT_WRITE, str(direct.directory)]
+    # Without site-packages, or a measured coverage would be cut short, too.
+    writing = [sys.executable, "-S", "-c", SHORT_WRITE, str(direct.directory)]
     environment = {**os.environ, "PYTHONPATH": f"{sandbox.REPOSITORY}:{sandbox.REPOSITORY}/tests"}
     done = subprocess.run(writing, env=environment, capture_output=True, text=True, check=False)
     assert "File too large" in done.stderr
