@@ -88,6 +88,7 @@ Promise = Tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
 
 
 def check_programs(arch: Arch) -> None:
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # which not every user's has
     for one in (*PROGRAMS, arch.program, arch.uefi):
         if not shutil.which(one, os.F_OK):
             packages = f"{PACKAGES} {arch.packages}"
