@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import pytest
 
@@ -33,7 +34,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     if "PYTHONS" not in os.environ:  # mutants.py needs only one
         os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
-PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
+PYTHONS: dict[str, str] = json.loads(os.environ["PYTHONS"])
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
@@ -41,7 +42,7 @@ UNIT_FLAGS = ["-I", "-S"]
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
-def guard(event: str, arguments: Tuple[Any, ...]) -> None:
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "socket.connect" and isinstance(arguments[1], tuple):
         address = arguments[1][0]
         if not address.startswith(("127.", "::1", "localhost")):
@@ -52,7 +53,7 @@ if NOT_ISOLATED:
     sys.addaudithook(guard)
 
 
-def pytest_report_header() -> List[str]:
+def pytest_report_header() -> list[str]:
     network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
     return [f"network: {network}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
@@ -77,7 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what boots, if it was not asked for; or begin with the virtual machines.
 
     More of them at once are no faster on two cores, and too slow for what waits for them.
@@ -219,8 +220,8 @@ def run_here(machine: Machine, host: SimulatedHost) -> clock.Run:
 
 class Result(NamedTuple):
     status: int
-    out: List[str]
-    err: List[str]
+    out: list[str]
+    err: list[str]
     seconds: float
 
 
@@ -228,14 +229,14 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def command(host: SimulatedHost, machine: Machine) -> List[str]:
+def command(host: SimulatedHost, machine: Machine) -> list[str]:
     """The script on *machine*, against *host*."""
     python = [sys.executable, *MEASURED_FLAGS, "-Werror"]
     return [*python, sandbox.__file__, str(machine.directory), *host.options()]
 
 
 @pytest.fixture
-def run(command: List[str]) -> Run:
+def run(command: list[str]) -> Run:
     """Run the script to its end; no run ever prints a traceback."""
 
     def run(
