@@ -31,10 +31,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
     os.environ.setdefault("USER", str(os.geteuid()))  # names pytest's directory
     os.environ["NOT_ISOLATED"] = isolate()
-    if "PYTHONS" not in os.environ:  # mutants.py needs only one
+    if "PYTHONS" not in os.environ:  # by name; one is enough for what is run again and again
         os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: dict[str, str] = json.loads(os.environ["PYTHONS"])
+# These explain a failure best, so it is reported there first.
+FIRST = "http documents find_name report_ready set_host_name say command_line".split()
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
@@ -79,13 +81,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what boots, if it was not asked for; or begin with the virtual machines.
-
-    More of them at once are no faster on two cores, and too slow for what waits for them.
-    """
+    """Put them in order, without what boots, if that was not asked for."""
+    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
     fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
     if not config.getoption("--boots"):
         items[:] = [item for item in items if not fixtures[item] & {"image", "emulation"}]
+    # More of them at once are no faster on two cores, and too slow for what waits for them.
     for number, item in enumerate(item for item in items if "emulation" in fixtures[item]):
         item.add_marker(pytest.mark.xdist_group(f"vm{number % VMS_AT_ONCE}"))
 
@@ -197,7 +199,7 @@ HostFor = Callable[[str], SimulatedHost]
 
 @pytest.fixture
 def host_for(host: SimulatedHost) -> HostFor:
-    """A host that hears the request to an endpoint."""
+    """A host that hears the request to an endpoint: only an old IMDS is asked for the VM's name."""
 
     def host_for(endpoint: str) -> SimulatedHost:
         if endpoint == "name":
@@ -242,15 +244,14 @@ def run(command: list[str]) -> Run:
     def run(
         *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
     ) -> Result:
-        start = time.monotonic()
+        environment, start = {**os.environ, **(env or {})}, time.monotonic()
         done = subprocess.run(
             [python, *command[1:], *options],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            check=False,
             timeout=100,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
+            env=environment,
         )
         assert "Traceback" not in done.stderr, done.stderr
         seconds = time.monotonic() - start
