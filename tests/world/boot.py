@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple
+from typing import Callable, NamedTuple
 
 from world.images import ASSET_TAG, run
 
@@ -54,14 +55,14 @@ class Report(NamedTuple):
 
     running: str
     multi_user: str
-    failed: List[str]  # units
+    failed: list[str]  # units
     enabled: str
     stale: str
     result: str
     status: str
     kernel_name: str
     stored_name: str
-    journal: List[str]  # the script's lines
+    journal: list[str]  # the script's lines
 
 
 def install_witness(root: Path) -> None:

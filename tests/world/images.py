@@ -8,8 +8,9 @@ import fcntl
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, NamedTuple, Optional
 
 from world import readme
 from world.sandbox import REPOSITORY
@@ -94,7 +95,7 @@ def build_from_scratch(directory: Path) -> Path:
         --nspawn-keep-unit --with-docs=yes --force --output=tree --package={SCRATCH_PACKAGES} build
     """
 
-    def prepare(place: Path) -> Tuple[List[str], Path]:
+    def prepare(place: Path) -> tuple[list[str], Path]:
         (place / "checkout").mkdir(parents=True)
         for file in files:
             shutil.copy(file, place / "checkout")
@@ -108,7 +109,7 @@ def build_from_scratch(directory: Path) -> Path:
 
 
 def build_once(
-    directory: Path, name: str, recipe: str, prepare: Callable[[Path], Tuple[List[str], Path]]
+    directory: Path, name: str, recipe: str, prepare: Callable[[Path], tuple[list[str], Path]]
 ) -> Path:
     """Return the place *name* in *directory*, made by the command that *prepare* returns.
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 from world.sandbox import REPOSITORY
 
@@ -13,7 +13,7 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> List[Block]:
+def blocks() -> list[Block]:
     """Return the README's code blocks."""
     text, heading = Path(REPOSITORY, "README.md").read_text(), ""
     found = []
