@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 from world import images, sandbox
 from world.host import SimulatedHost, Vm
@@ -68,7 +68,7 @@ WITH_BASH_ALONE = r"""
 [[ $goal_state =~ '<InstanceId>'([^<]*) ]] && instance=${BASH_REMATCH[1]}
 """
 # By name: how it extracts, and its arguments.
-BASH_SCRIPTS: Dict[str, Tuple[str, List[str]]] = {
+BASH_SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "Bash with `grep` and `sed`, `curl` three times": (WITH_GREP_AND_SED, []),
     "Bash with `grep` and `sed`, `curl` twice: the name is known": (WITH_GREP_AND_SED, ["myvm"]),
     "Bash alone, `curl` twice: the name is known": (WITH_BASH_ALONE, ["myvm"]),
@@ -82,7 +82,7 @@ class Sample(NamedTuple):
     requests: int
 
 
-def subjects(directory: Path, other: str) -> Dict[str, List[str]]:
+def subjects(directory: Path, other: str) -> dict[str, list[str]]:
     """Return what is measured: a command by its name."""
     unit = Path(sandbox.REPOSITORY, "azure-provisioning.service").read_text()
     start = re.search("^ExecStart=(.*)/usr/local/sbin/azure_provisioning.py$", unit, re.MULTILINE)
@@ -98,7 +98,7 @@ def subjects(directory: Path, other: str) -> Dict[str, List[str]]:
     return found
 
 
-def measure(command: List[str], host: SimulatedHost) -> Sample:
+def measure(command: list[str], host: SimulatedHost) -> Sample:
     host.requests.clear()
     started, start = time.time(), time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -130,7 +130,7 @@ def main() -> int:
         images.run("mount", "--bind", str(directory / "hostname"), "/etc/hostname")
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
         commands = subjects(directory, other)
-        samples: Dict[str, List[Sample]] = {name: [] for name in commands}
+        samples: dict[str, list[Sample]] = {name: [] for name in commands}
         with SimulatedHost(Vm(), *PLATFORM_ENDPOINTS, imds_rate=1000) as host:
             for _ in range(rounds):  # in turns: what else the machine does hits all alike
                 for name, command in commands.items():

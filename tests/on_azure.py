@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 from world import interruption, readme
 from world.sandbox import REPOSITORY
@@ -98,7 +98,7 @@ class Machine(NamedTuple):
     machine_id: str
     host_key: str
     enabled: str
-    journal: List[str]
+    journal: list[str]
 
 
 class Failure(Exception):
@@ -120,7 +120,7 @@ def note(run: Run, text: str) -> None:
         log.write(line.encode(errors="replace"))
 
 
-def execute(run: Run, command: List[str], text: str = "") -> str:
+def execute(run: Run, command: list[str], text: str = "") -> str:
     """Run a command with *text* as its input; log all of it, and return what it printed."""
     note(run, f"+ {' '.join(command)}\n{text}")
     with Popen(
@@ -146,13 +146,13 @@ def execute(run: Run, command: List[str], text: str = "") -> str:
     return out
 
 
-def az(run: Run, command: str, *options: str) -> List[str]:
+def az(run: Run, command: str, *options: str) -> list[str]:
     subscription = ["--subscription", run.subscription] if run.subscription else []
     command_line = ["az", *command.split(), *options, *subscription, "--output", "tsv"]
     return execute(run, command_line).splitlines()
 
 
-def blocks(run: Run, place: str, start: str, end: str = "") -> List[str]:
+def blocks(run: Run, place: str, start: str, end: str = "") -> list[str]:
     """Return blocks below the heading *start*, or until *end*, with names of this run's own."""
     found, inside = [], False
     for one in readme.blocks():

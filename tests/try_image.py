@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple, Optional
 
 from world import interruption
 from world.boot import TAP, dhcp, start
@@ -81,7 +82,7 @@ class Trial(NamedTuple):
     host: SimulatedHost
 
 
-Promise = Tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
+Promise = tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
 
 
 # ---- What kind of disk it is
@@ -159,8 +160,8 @@ class Boot:
         self.ready: Optional[float] = None
         self.address = self.name = ""  # of the last lease, and that it was asked for
         self.accepted = 0  # reports
-        self.requests: List[Request] = []
-        self.keys: List[str] = []  # of its SSH server
+        self.requests: list[Request] = []
+        self.keys: list[str] = []  # of its SSH server
         self.ended = False  # by itself
         self.seconds = 0.0  # that it was watched
 
@@ -196,7 +197,7 @@ class Boot:
                 self.tell(f"DHCP lease of {self.address}{asked}")
 
 
-def qemu(trial: Trial, number: int) -> List[str]:
+def qemu(trial: Trial, number: int) -> list[str]:
     """Return the command that runs the machine with this *number*."""
     arch = trial.arch
     firmware = []
@@ -229,10 +230,10 @@ def press_power_button(process: "subprocess.Popen[bytes]", directory: Path) -> N
         process.wait(OFF_SECONDS)
 
 
-def ssh_host_keys(address: str, seconds: float) -> List[str]:
+def ssh_host_keys(address: str, seconds: float) -> list[str]:
     """Return the host keys of the SSH server, if there is one within so many seconds."""
     deadline = time.monotonic() + seconds
-    keys: List[str] = []
+    keys: list[str] = []
     scan = ["ssh-keyscan", "-T", "20", address]
     while address and not keys and time.monotonic() < deadline:
         time.sleep(1)
@@ -294,7 +295,7 @@ def likely_reason(seen: Boot, console: str) -> str:
     return "it has no network manager, or one for another card (README: step 3); or did not boot"
 
 
-def judge(first: Boot, others: List[Boot], name: str) -> List[Promise]:
+def judge(first: Boot, others: list[Boot], name: str) -> list[Promise]:
     """Return what came of each promise. The others are the second boot, and another machine's."""
     if first.ready is None:
         return [(False, f"Ready was not accepted in {first.seconds:.0f} s")]
@@ -328,7 +329,7 @@ def judge_dns(which: str, asked: str, name: str, may_lack: bool = False) -> Prom
     return (None if may_lack or not asked else False), f"{text}, not {name}"
 
 
-def judge_keys(keys: List[str], others: Sequence[str] = ()) -> Promise:
+def judge_keys(keys: list[str], others: Sequence[str] = ()) -> Promise:
     if not keys:
         return None, "no SSH server"
     if not others:

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import pytest
 
+import azure_provisioning
 from world import clock, images, interpreters, sandbox
 from world.boot import EMULATIONS, Emulation
 from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
@@ -30,10 +32,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOT"] = "" if os.geteuid() else "yes"  # in a user namespace everybody looks it
     os.environ.setdefault("USER", str(os.geteuid()))  # names pytest's directory
     os.environ["NOT_ISOLATED"] = isolate()
-    if "PYTHONS" not in os.environ:  # mutants.py needs only one
+    if "PYTHONS" not in os.environ:  # by name; one is enough for what is run again and again
         os.environ["PYTHONS"] = json.dumps(interpreters.find())
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
-PYTHONS: Dict[str, str] = json.loads(os.environ["PYTHONS"])
+PYTHONS: dict[str, str] = json.loads(os.environ["PYTHONS"])
+# These explain a failure best, so it is reported there first.
+FIRST = "http documents find_name report_ready set_host_name say command_line".split()
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
@@ -41,7 +45,7 @@ UNIT_FLAGS = ["-I", "-S"]
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
 
 
-def guard(event: str, arguments: Tuple[Any, ...]) -> None:
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "socket.connect" and isinstance(arguments[1], tuple):
         address = arguments[1][0]
         if not address.startswith(("127.", "::1", "localhost")):
@@ -52,7 +56,7 @@ if NOT_ISOLATED:
     sys.addaudithook(guard)
 
 
-def pytest_report_header() -> List[str]:
+def pytest_report_header() -> list[str]:
     network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
     return [f"network: {network}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
@@ -77,14 +81,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
-    """Leave out what boots, if it was not asked for; or begin with the virtual machines.
-
-    More of them at once are no faster on two cores, and too slow for what waits for them.
-    """
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put them in order, without what boots, if that was not asked for."""
+    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
     fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
     if not config.getoption("--boots"):
         items[:] = [item for item in items if not fixtures[item] & {"image", "emulation"}]
+    # More of them at once are no faster on two cores, and too slow for what waits for them.
     for number, item in enumerate(item for item in items if "emulation" in fixtures[item]):
         item.add_marker(pytest.mark.xdist_group(f"vm{number % VMS_AT_ONCE}"))
 
@@ -196,7 +200,7 @@ HostFor = Callable[[str], SimulatedHost]
 
 @pytest.fixture
 def host_for(host: SimulatedHost) -> HostFor:
-    """A host that hears the request to an endpoint."""
+    """A host that hears the request to an endpoint: only an old IMDS is asked for the VM's name."""
 
     def host_for(endpoint: str) -> SimulatedHost:
         if endpoint == "name":
@@ -217,10 +221,18 @@ def run_here(machine: Machine, host: SimulatedHost) -> clock.Run:
     return clock.script(machine, host)
 
 
+@pytest.fixture
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> clock.StoppedClock:
+    stopped = clock.StoppedClock()
+    monkeypatch.setattr(azure_provisioning, "time", stopped)
+    monkeypatch.setattr(azure_provisioning, "said", {})
+    return stopped
+
+
 class Result(NamedTuple):
     status: int
-    out: List[str]
-    err: List[str]
+    out: list[str]
+    err: list[str]
     seconds: float
 
 
@@ -228,28 +240,27 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def command(host: SimulatedHost, machine: Machine) -> List[str]:
+def command(host: SimulatedHost, machine: Machine) -> list[str]:
     """The script on *machine*, against *host*."""
     python = [sys.executable, *MEASURED_FLAGS, "-Werror"]
     return [*python, sandbox.__file__, str(machine.directory), *host.options()]
 
 
 @pytest.fixture
-def run(command: List[str]) -> Run:
+def run(command: list[str]) -> Run:
     """Run the script to its end; no run ever prints a traceback."""
 
     def run(
         *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
     ) -> Result:
-        start = time.monotonic()
+        environment, start = {**os.environ, **(env or {})}, time.monotonic()
         done = subprocess.run(
             [python, *command[1:], *options],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            check=False,
             timeout=100,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
+            env=environment,
         )
         assert "Traceback" not in done.stderr, done.stderr
         seconds = time.monotonic() - start

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, List, Tuple
+from typing import Callable
 
 import pytest
 
@@ -64,7 +64,7 @@ class Azure:
     def read(self, name: str) -> str:
         return (self.directory / name).read_text()
 
-    def has(self, pattern: str) -> List[str]:
+    def has(self, pattern: str) -> list[str]:
         return sorted(path.stem for path in self.directory.glob(pattern))
 
 
@@ -129,7 +129,7 @@ def test_what_goes_wrong_is_named_and_everything_is_deleted(azure: Azure, broken
     assert azure.has("groups/*") == []
 
 
-def full_disk() -> Tuple[int, int]:
+def full_disk() -> tuple[int, int]:
     return os.open("/dev/null", os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
 
 
@@ -138,7 +138,7 @@ def full_disk() -> Tuple[int, int]:
     "signal, output", [("SIGHUP", pty.openpty), ("SIGINT", os.pipe), ("SIGTERM", full_disk)]
 )
 def test_it_deletes_everything_also_where_it_can_tell_nobody(
-    azure: Azure, signal: str, output: Callable[[], Tuple[int, int]]
+    azure: Azure, signal: str, output: Callable[[], tuple[int, int]]
 ) -> None:
     """Interrupted while a VM is created, and once more while a group is deleted."""
     if output is full_disk:

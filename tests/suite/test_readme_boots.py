@@ -3,27 +3,19 @@
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List
 
 import pytest
 
 from conftest import require_tools, wait_until
-from test_boots import (
-    CONTAINER_SECONDS,
-    LINES,
-    RELEASES,
-    SSH,
-    assert_nothing_happens_at,
-    good_end,
-    lines_of,
-)
+from test_boots import LINES, RELEASES, assert_nothing_happens_at, good_end, lines_of
 from world import readme
 from world.boot import (
     CABLE,
+    CONTAINER_SECONDS,
     PLUGGED,
     Emulation,
-    Report,
     boot_container,
     boot_vm,
     dhcp,
@@ -32,7 +24,7 @@ from world.boot import (
     running_container,
 )
 from world.host import SimulatedHost, Vm
-from world.images import ALL, GENERALIZE, IMAGES, fresh_disk, in_checkout, install, run
+from world.images import ALL, GENERALIZE, fresh_disk, in_checkout, install, run
 
 UNIT = "azure-provisioning.service"
 NAME_FIRST, READY_LAST, OTHER_TARGET, ELSEWHERE, READ_ONLY, DNS = readme.drop_ins()
@@ -142,7 +134,7 @@ def test_it_boots_with_another_network_manager(
     assert_it_boots_in_a_network_of_its_own(root, host)
 
 
-# virtio_net stands for mana. The second card is one below another, as Accelerated Networking has it.
+# virtio_net stands for mana. The second card is below another, as with Accelerated Networking.
 RULES = "etc/udev/rules.d/10-azure-unmanaged-sriov.rules"
 SLAVE = "00:0d:3a:00:00:02"
 SLAVE_CARD = f"-netdev hubport,id=two,hubid=0 -device virtio-net-pci,netdev=two,mac={SLAVE}"
@@ -211,16 +203,20 @@ def test_the_unit_reports_after_an_application_and_before_a_service_in_another_t
     adapt(root, OTHER_TARGET.replace("graphical.target", "other.target"))
     adapt(root, DNS)  # there is no network manager to tell
     write(root, "etc/systemd/system/other.target", TARGET)
-    run("sed", "-i", "s/multi-user/other/", *(str(root / f"etc/systemd/system/{one}") for one in ("late.service", "witness.service")))
-    in_checkout(root, f"systemctl set-default other.target; systemctl reenable {UNIT} late witness")
+    in_checkout(
+        root,
+        f"""
+        cd /etc/systemd/system; sed -i s/multi-user/other/ late.service witness.service
+        systemctl set-default other.target; systemctl reenable {UNIT} late witness
+    """,
+    )
     report = boot_container(root)
     assert report == good_end("myvm")
     assert (root / "said").read_text() == "localhost\nmyvm\n"
     assert_nothing_happens_at(lambda: boot_container(root), host, "myvm")
 
 
-def unprovisioned(**changes: object) -> Report:
-    return good_end("localhost", [])._replace(enabled="enabled", **changes)
+NOTHING_DONE = good_end("localhost", [])._replace(enabled="enabled")
 
 
 @pytest.mark.parametrize("release", ["debian-12"])
@@ -228,7 +224,7 @@ def test_where_the_application_fails_nothing_is_reported(root: Path, host: Simul
     add_service(root, "application.service", "/bin/false")
     adapt(root, READY_LAST)
     failed = ["application.service"]
-    assert boot_container(root) == unprovisioned(running="degraded", failed=failed)
+    assert boot_container(root) == NOTHING_DONE._replace(running="degraded", failed=failed)
     assert host.requests == []
 
 
@@ -236,7 +232,7 @@ def test_where_the_application_fails_nothing_is_reported(root: Path, host: Simul
 def test_elsewhere_than_on_azure_the_unit_is_skipped(root: Path, host: SimulatedHost) -> None:
     adapt(root, ELSEWHERE)
     report = boot_container(root)
-    assert report._replace(status="0") == unprovisioned(result="exec-condition")
+    assert report._replace(status="0") == NOTHING_DONE._replace(result="exec-condition")
     assert host.requests == []
 
 
@@ -291,7 +287,7 @@ IDENTITY = ["etc/machine-id"] + [
 SECRETS = ["root/.bash_history", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed"]
 
 
-def identity(root: Path) -> List[str]:
+def identity(root: Path) -> list[str]:
     return [(root / file).read_text() for file in IDENTITY]
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 # What the README and on_azure.py use, as the help of Azure CLI 2.91 has it: extend it from there.
 COMMANDS = """\
@@ -57,7 +57,7 @@ def append(name: str, text: str) -> None:
         file.write(text)
 
 
-def parse_az(arguments: List[str]) -> Tuple[str, Dict[str, Any]]:
+def parse_az(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the command and its options, or end as az would, which has argparse, too."""
     for usage in COMMANDS.splitlines():
         words = [word for word in usage.split() if "--" not in word]
@@ -76,7 +76,7 @@ def parse_az(arguments: List[str]) -> Tuple[str, Dict[str, Any]]:
     return " ".join(words), vars(parser.parse_args(arguments[len(words) :]))
 
 
-def az(arguments: List[str]) -> str:
+def az(arguments: list[str]) -> str:
     command, options = parse_az(arguments)
     # Somebody sets another default as soon as one has asked for it.
     asked = (HOME / "calls").read_text().count("az account show") - (command == "account show")
@@ -107,7 +107,7 @@ def az(arguments: List[str]) -> str:
     return answers[command, options["query"]] if options["query"] else ""
 
 
-def resource_group(command: str, group: Path, options: Dict[str, Any]) -> str:
+def resource_group(command: str, group: Path, options: dict[str, Any]) -> str:
     if command == "group exists":
         return str(group.exists()).lower()
     if command == "group create":
@@ -137,7 +137,7 @@ def interrupt() -> None:
     os.kill(int(os.environ["ON_AZURE"]), signal.Signals[BROKEN.split()[0]])
 
 
-def ssh(arguments: List[str]) -> str:
+def ssh(arguments: list[str]) -> str:
     options, (destination, command) = getopt.getopt(arguments, "F:J:t")
     through = dict(options).get("-J") == f"builder@{ADDRESSES['myvm']}"
     reachable = SET_ADDRESSES if through else ADDRESSES
@@ -167,7 +167,7 @@ def found_in(name: str, boots: int) -> str:
     return "\n".join(found.values())
 
 
-def scp(arguments: List[str]) -> str:
+def scp(arguments: list[str]) -> str:
     _, (*files, target) = getopt.getopt(arguments, "F:")
     if target != f"builder@{ADDRESSES['builder']}:" or not all(map(os.path.exists, files)):
         sys.exit(f"{files} or {target}: not found")

@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple
+from typing import Callable, NamedTuple
 
 from world.images import ASSET_TAG, run
 
@@ -35,6 +36,7 @@ systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi
     echo "== status"; systemctl show --property=ExecMainStatus --value azure-provisioning.service
     echo "== kernel_name"; cat /proc/sys/kernel/hostname
     echo "== stored_name"; cat /etc/hostname
+    echo "== hostnamed"; hostnamectl --static || cat /etc/hostname  # without D-Bus nobody is asked
     echo "== journal"; journalctl --sync
     journalctl --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
 } >/witness.partial 2>/dev/null
@@ -54,14 +56,15 @@ class Report(NamedTuple):
 
     running: str
     multi_user: str
-    failed: List[str]  # units
+    failed: list[str]  # units
     enabled: str
     stale: str
     result: str
     status: str
     kernel_name: str
     stored_name: str
-    journal: List[str]  # the script's lines
+    hostnamed: str  # the name that it tells
+    journal: list[str]  # the script's lines
 
 
 def install_witness(root: Path) -> None:

@@ -16,24 +16,22 @@ import socketserver
 import struct
 import threading
 import time
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 WIRESERVER_VERSIONS = ("2012-11-30", "2015-04-05")
-IMDS_VERSIONS = (
-    *("2017-08-01", "2018-10-01", "2019-06-01", "2020-07-15", "2021-02-01", "2023-11-15"),
-    "2025-04-07",
-)
-OLD_IMDS_VERSIONS = ("2017-08-01", "2018-10-01", "2019-06-01")
+OLD_IMDS_VERSIONS = ("2017-08-01", "2017-12-01")  # as on Azure Stack Hub
+NEW_IMDS_VERSIONS = "2018-10-01 2019-06-01 2020-07-15 2021-02-01 2023-11-15 2025-04-07".split()
+IMDS_VERSIONS = (*OLD_IMDS_VERSIONS, *NEW_IMDS_VERSIONS)
 COMPUTER_NAME_SINCE = "2020-07-15"
 IMDS_REQUESTS_A_SECOND = 5
+FOR_EVER = float("inf")
 ENDPOINTS = {
     "wireserver": ("goalstate", "health", "versions"),
     "imds": ("computer-name", "name", "public-key", "compute"),
 }
-DRIP_SECONDS = 0.5  # between two bytes of an answer that never ends
 
 GOAL_STATE = """\
 <?xml version="1.0" encoding="utf-8"?>
@@ -41,20 +39,13 @@ GOAL_STATE = """\
            xsi:noNamespaceSchemaLocation="goalstate10.xsd">
   <Version>2012-11-30</Version>
   <Incarnation>{incarnation}</Incarnation>
-  <Machine>
-    <ExpectedState>Started</ExpectedState>
-    <StopRolesDeadlineHint>300000</StopRolesDeadlineHint>
-    <ExpectHealthReport>FALSE</ExpectHealthReport>
-  </Machine>
+  <Machine><ExpectedState>Started</ExpectedState></Machine>
   <Container>
     <ContainerId>{container_id}</ContainerId>
     <RoleInstanceList>
       <RoleInstance>
         <InstanceId>{instance_id}</InstanceId>
         <State>Started</State>
-        <Configuration>
-          <HostingEnvironmentConfig>http://168.63.129.16/machine/?comp=config</HostingEnvironmentConfig>
-        </Configuration>
       </RoleInstance>
     </RoleInstanceList>
   </Container>
@@ -69,7 +60,7 @@ class Vm(NamedTuple):
     computer_name: Optional[str] = "myvm"
     container_id: str = "00000000-1111-2222-3333-444444444444"
     instance_id: str = "55555555-6666-7777-8888-999999999999._myvm"
-    public_keys: Tuple[str, ...] = ()  # for SSH
+    public_keys: "tuple[str, ...]" = ()  # for SSH
 
 
 class Request(NamedTuple):
@@ -79,7 +70,7 @@ class Request(NamedTuple):
     service: str
     method: str
     target: str
-    headers: Dict[str, str]
+    headers: "dict[str, str]"
     body: bytes
     answer: str
 
@@ -88,7 +79,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes = b""
     content_type: str = "text/plain"
-    headers: Tuple[Tuple[str, str], ...] = ()
+    headers: "tuple[tuple[str, str], ...]" = ()
 
 
 Fault = Callable[["Handler"], None]
@@ -142,29 +133,19 @@ def silent(handler: "Handler") -> None:
     handler.host.stopping.wait()
 
 
-def drip(prefix: bytes) -> Fault:
-    """One byte at a time, for ever."""
+def endless(prefix: bytes, again: bytes, seconds: float = 0) -> Fault:
+    """More and more, with pauses of so many *seconds* or as fast as it goes."""
 
     def fault(handler: "Handler") -> None:
         handler.send_raw(prefix)
-        while not handler.host.stopping.wait(DRIP_SECONDS):
-            handler.send_raw(b"x")
+        while not handler.host.stopping.wait(seconds):
+            handler.send_raw(again)
 
     return fault
 
 
-def flood(prefix: bytes, again: bytes) -> Fault:
-    """More and more, as fast as it goes."""
-
-    def fault(handler: "Handler") -> None:
-        handler.send_raw(prefix)
-        while not handler.host.stopping.is_set():
-            handler.send_raw(again * 100)
-
-    return fault
-
-
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK, DRIP_SECONDS = b"HTTP/1.1 200 OK\r\n", 0.5
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def stale(handler: "Handler") -> None:
@@ -173,20 +154,20 @@ def stale(handler: "Handler") -> None:
     handler.send(handler.answer())
 
 
-FAULTS: Dict[str, Fault] = {
+FAULTS: "dict[str, Fault]" = {
     "reset": reset,
     "close": close,
     "silent": silent,
-    "slow-headers": drip(b"HTTP/1.1 200 OK\r\nX-Slow: "),
-    "slow-body": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"),
-    "truncated": raw_fault(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<GoalState>"),
+    "slow-headers": endless(OK + b"X-Slow: ", b"x", DRIP_SECONDS),
+    "slow-body": endless(OK + b"Content-Length: 100000\r\n\r\n", b"x", DRIP_SECONDS),
+    "truncated": raw_fault(OK + b"Content-Length: 1000\r\n\r\n<GoalState>"),
     "truncated-chunk": raw_fault(CHUNKED + b"ff\r\n<GoalState>"),
     "bad-chunk": raw_fault(CHUNKED + b"xyz\r\n<Goal"),
-    "endless-chunks": flood(CHUNKED, b"1;" + b"x" * 1000 + b"\r\nx\r\n"),
-    "endless-headers": flood(b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n"),
-    "endless-line": flood(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x" * 1000),
+    "endless-chunks": endless(CHUNKED, (b"1;" + b"x" * 1000 + b"\r\nx\r\n") * 100),
+    "endless-headers": endless(OK, b"X-Header: x\r\n" * 100),
+    "endless-line": endless(OK + b"X-Header: ", b"x" * 100_000),
     "not-http": raw_fault(b"SSH-2.0-OpenSSH_9.2p1\r\n"),
-    "huge": flood(b"HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n", b"x" * 10_000),
+    "huge": endless(OK + b"Content-Length: 67108864\r\n\r\n", b"x" * 1_000_000),
     "stale": stale,
 }
 
@@ -205,19 +186,13 @@ def make_fault(text: str) -> Fault:
 class ArmedFault:
     """A fault for an endpoint that lasts for some requests, until some time, or for ever."""
 
-    def __init__(
-        self, name: str, fault: Fault, times: Optional[int], until: Optional[float]
-    ) -> None:
+    def __init__(self, name: str, fault: Fault, times: float, until: float) -> None:
         self.name, self.fault, self.times, self.until = name, fault, times, until
 
     def take(self) -> bool:
         """Return whether it still applies; each call uses up one time."""
-        if self.until is not None and time.monotonic() > self.until:
-            return False
-        if self.times is not None:
-            self.times -= 1
-            return self.times >= 0
-        return True
+        self.times -= 1
+        return self.times >= 0 and time.monotonic() < self.until
 
 
 class SimulatedHost:
@@ -226,9 +201,9 @@ class SimulatedHost:
     def __init__(
         self,
         vm: Optional[Vm] = None,
-        wireserver: Tuple[str, int] = ("127.0.0.1", 0),
-        imds: Tuple[str, int] = ("127.0.0.1", 0),
-        imds_versions: Tuple[str, ...] = IMDS_VERSIONS,
+        wireserver: "tuple[str, int]" = ("127.0.0.1", 0),
+        imds: "tuple[str, int]" = ("127.0.0.1", 0),
+        imds_versions: "tuple[str, ...]" = IMDS_VERSIONS,
         imds_rate: int = IMDS_REQUESTS_A_SECOND,
         on_request: Callable[[Request], None] = lambda _: None,
     ) -> None:
@@ -236,13 +211,13 @@ class SimulatedHost:
         self.incarnation = 1
         self.imds_versions = imds_versions
         self.on_request = on_request
-        self.requests: List[Request] = []
-        self.accepted: List[bytes] = []  # health reports
+        self.requests: list[Request] = []
+        self.accepted: list[bytes] = []  # health reports
         self.stopping = threading.Event()
         self.lock = threading.Lock()
-        self.imds_times: Deque[float] = collections.deque(maxlen=imds_rate)
-        self.faults: Dict[str, List[ArmedFault]] = collections.defaultdict(list)
-        self.servers: Dict[str, Server] = {}
+        self.imds_times: collections.deque[float] = collections.deque(maxlen=imds_rate)
+        self.faults: dict[str, list[ArmedFault]] = collections.defaultdict(list)
+        self.servers: dict[str, Server] = {}
         for service, address in (("wireserver", wireserver), ("imds", imds)):
             self.servers[service] = Server(self, service, address)
 
@@ -262,7 +237,7 @@ class SimulatedHost:
         address, port = self.servers[service].server_address[:2]
         return f"http://{address!s}:{port}"
 
-    def options(self) -> List[str]:
+    def options(self) -> "list[str]":
         """Return the options that point the script at this host."""
         return [f"--{service}={self.url(service)}" for service in self.servers]
 
@@ -279,7 +254,7 @@ class SimulatedHost:
         self.refuse(service)
 
         def return_to_service() -> None:
-            if not self.stopping.wait(seconds):
+            if not self.stopping.wait(min(seconds, threading.TIMEOUT_MAX)):
                 self.listen(service)
 
         threading.Thread(target=return_to_service, daemon=True).start()
@@ -288,16 +263,15 @@ class SimulatedHost:
         self,
         endpoint: str,
         fault: Union[str, Fault],
-        times: Optional[int] = None,
-        seconds: Optional[float] = None,
+        times: float = FOR_EVER,
+        seconds: float = FOR_EVER,
     ) -> None:
         """Answer *endpoint*, or all of a service, with *fault*; faults queue up.
 
-        The endpoints wireserver-accept and imds-accept are for faults that do not wait for a
-        request.
+        At the endpoints wireserver-accept and imds-accept a fault does not wait for a request.
         """
         name, fault = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
-        until = None if seconds is None else time.monotonic() + seconds
+        until = time.monotonic() + seconds
         for one in ENDPOINTS.get(endpoint, (endpoint,)):
             self.faults[one].append(ArmedFault(name, fault, times, until))
 
@@ -321,7 +295,7 @@ class SimulatedHost:
         values = {name: escape(str(value)) for name, value in fields.items()}
         return b"\xef\xbb\xbf" + GOAL_STATE.format(**values).encode()
 
-    def health(self, headers: Dict[str, str], body: bytes) -> Answer:
+    def health(self, headers: "dict[str, str]", body: bytes) -> Answer:
         """Judge a health report."""
         if not headers.get("x-ms-agent-name"):
             return Answer(400, b"x-ms-agent-name is missing")
@@ -338,32 +312,19 @@ class SimulatedHost:
         self.accepted.append(body)
         return Answer(200)
 
-    def compute(self, version: str) -> Dict[str, Any]:
-        document: Dict[str, Any] = {
-            "azEnvironment": "AzurePublicCloud",
-            "location": "westeurope",
-            "name": self.vm.name,
-            "osType": "Linux",
-            "publicKeys": [
-                {"keyData": key, "path": "/home/azureuser/.ssh/authorized_keys"}
-                for key in self.vm.public_keys
-            ],
-            "vmId": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
-            "vmSize": "Standard_B2s",
-        }
+    def compute(self, version: str) -> "dict[str, Any]":
+        path = "/home/azureuser/.ssh/authorized_keys"
+        keys = [{"keyData": key, "path": path} for key in self.vm.public_keys]
+        document: dict[str, Any] = {"name": self.vm.name, "osType": "Linux", "publicKeys": keys}
         if version >= COMPUTER_NAME_SINCE and self.vm.computer_name is not None:
-            document["osProfile"] = {
-                "adminUsername": "azureuser",
-                "computerName": self.vm.computer_name,
-                "disablePasswordAuthentication": "true",
-            }
+            document["osProfile"] = {"computerName": self.vm.computer_name}
         return document
 
 
-def report_values(body: bytes) -> List[str]:
+def report_values(body: bytes) -> "list[str]":
     """Return incarnation, container ID, instance ID and state of a report of exactly that shape."""
 
-    def children(element: ElementTree.Element, *tags: str) -> List[ElementTree.Element]:
+    def children(element: ElementTree.Element, *tags: str) -> "list[ElementTree.Element]":
         found = [child.tag for child in element]
         if found != list(tags):
             raise ValueError(f"{element.tag} has {found}, not {list(tags)}")
@@ -386,7 +347,7 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, host: SimulatedHost, service: str, address: Tuple[str, int]) -> None:
+    def __init__(self, host: SimulatedHost, service: str, address: "tuple[str, int]") -> None:
         self.host, self.service = host, service
         super().__init__(address, Handler, bind_and_activate=False)
         try:
@@ -466,7 +427,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ends = {"computerName": "computer-name", "name": "name", "keyData": "public-key"}
         return ends.get(url.path.rpartition("/")[2], "compute")
 
-    def header_dict(self) -> Dict[str, str]:
+    def header_dict(self) -> "dict[str, str]":
         return {name.lower(): value for name, value in self.headers.items()}
 
     def answer(self) -> Answer:
@@ -527,15 +488,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return error(400, "Bad request. The format is not supported")
 
     def record(self, outcome: str) -> None:
-        request = Request(
-            time.time(),
-            self.server.service,
-            self.command,
-            self.path,
-            self.header_dict(),
-            self.body,
-            outcome,
-        )
+        service, headers = self.server.service, self.header_dict()
+        when = time.time()
+        request = Request(when, service, self.command, self.path, headers, self.body, outcome)
         self.host.requests.append(request)
         self.host.on_request(request)
 
@@ -562,7 +517,7 @@ def print_request(request: Request) -> None:
         print("    " + line, flush=True)
 
 
-def parse_address(text: str) -> Tuple[str, int]:
+def parse_address(text: str) -> "tuple[str, int]":
     address, _, port = text.rpartition(":")
     if not address or not 0 <= int(port) <= 65535:
         raise ValueError(text)
@@ -573,19 +528,15 @@ def arm(host: SimulatedHost, text: str) -> None:
     """Arm the fault of a command line: ENDPOINT:FAULT[:3x|:10s]; SERVICE:refused[:10s]."""
     endpoint, _, rest = text.partition(":")
     kind, _, length = rest.rpartition(":") if rest[-1:] in "xs" and ":" in rest else (rest, "", "")
-    times = int(length[:-1]) if length.endswith("x") else None
-    seconds = float(length[:-1]) if length.endswith("s") else None
+    times = int(length[:-1]) if length.endswith("x") else FOR_EVER
+    seconds = float(length[:-1]) if length.endswith("s") else FOR_EVER
     known = [*ENDPOINTS, *(one for endpoints in ENDPOINTS.values() for one in endpoints)]
     if endpoint not in known:
         raise ValueError(f"{endpoint!r} is none of {', '.join(known)}")
     if kind != "refused":
         host.misbehave(endpoint, kind, times, seconds)
-    elif endpoint not in ENDPOINTS:
-        raise ValueError("only a service, wireserver or imds, can be refused")
-    elif times is not None:
-        raise ValueError("a service is refused for seconds, or for ever")
-    elif seconds is None:
-        host.refuse(endpoint)
+    elif endpoint not in ENDPOINTS or times != FOR_EVER:
+        raise ValueError("only wireserver or imds can be refused, for seconds or for ever")
     else:
         host.listen_after(endpoint, seconds)
 
@@ -609,7 +560,7 @@ def main() -> None:
     parser.add_argument(
         "--public-key", action="append", default=[], metavar="KEY", help="for SSH (repeatable)"
     )
-    parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2019-06")
+    parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2017")
     parser.add_argument("--fault", action="append", default=[], help="misbehave (repeatable)")
     options = parser.parse_args()
     vm = Vm(options.name, options.computer_name, public_keys=tuple(options.public_key))

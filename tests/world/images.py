@@ -9,8 +9,9 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, NamedTuple, Optional
 
 from world import readme
 from world.sandbox import REPOSITORY
@@ -118,7 +119,7 @@ def build_from_scratch(directory: Path) -> Path:
     blocks = "\n".join([INSTALL, NETWORK, HOST_KEYS])
     files = {"mkosi.conf": configuration, SOURCES: SOURCE}
 
-    def prepare(place: Path) -> Tuple[List[str], Path]:
+    def prepare(place: Path) -> tuple[list[str], Path]:
         image = place / "my-image"
         for name, text in files.items():
             (image / name).parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def build_from_scratch(directory: Path) -> Path:
 
 
 def build_once(
-    directory: Path, name: str, recipe: str, prepare: Callable[[Path], Tuple[List[str], Path]]
+    directory: Path, name: str, recipe: str, prepare: Callable[[Path], tuple[list[str], Path]]
 ) -> Path:
     """Return the place *name* in *directory*, made by the command that *prepare* returns.
 

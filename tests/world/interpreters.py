@@ -4,7 +4,6 @@ import glob
 import os
 import subprocess
 from pathlib import Path
-from typing import Dict
 
 PLACES = [
     *(os.path.join(directory, "python3*") for directory in os.get_exec_path()),
@@ -16,9 +15,9 @@ PROBE = (
 )
 
 
-def find() -> Dict[str, str]:
+def find() -> dict[str, str]:
     """Return one executable for each CPython 3.6 or newer, by version ("3.11.7"), oldest first."""
-    found: Dict[tuple[int, ...], str] = {}
+    found: dict[tuple[int, ...], str] = {}
     for path in sorted(path for place in PLACES for path in glob.glob(place)):
         has_suffix = os.path.basename(path)[len("python3") :].strip(".0123456789")  # -config
         if has_suffix or not os.access(path, os.X_OK):

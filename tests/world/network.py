@@ -7,8 +7,8 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 PLATFORM_ADDRESSES = WIRESERVER, IMDS = ("168.63.129.16", "169.254.169.254")
 PLATFORM_ENDPOINTS = ((WIRESERVER, 80), (IMDS, 80))

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 from world.sandbox import REPOSITORY
 
@@ -13,7 +13,7 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> List[Block]:
+def blocks() -> list[Block]:
     """Return the README's code blocks."""
     text, heading = Path(REPOSITORY, "README.md").read_text(), ""
     found = []
@@ -29,7 +29,7 @@ def block(heading: str, number: int = 0) -> str:
     return [one.text for one in blocks() if one.heading == heading][number]
 
 
-def drop_ins() -> List[str]:
+def drop_ins() -> list[str]:
     """Return the drop-ins of "Adapt the unit", in their order."""
     text = Path(REPOSITORY, "README.md").read_text()
     (section,) = re.findall("(?ms)^## Adapt the unit\n(.*?)^## ", text)

@@ -7,7 +7,6 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Dict, Tuple
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
 PROG_LOAD, PROG_ATTACH = 5, 8
@@ -18,7 +17,7 @@ CONTEXT, VALUE, RESULT = 1, 2, 0  # registers: a struct bpf_sock_addr, what is m
 IP4, PORT = 4, 24  # in the context, in network order
 
 
-def redirect(group: Path, targets: Dict[str, Tuple[str, int]]) -> None:
+def redirect(group: Path, targets: dict[str, tuple[str, int]]) -> None:
     """Have what connects from the control group to an address of *targets* reach its target."""
     program = instruction(LOAD, VALUE, CONTEXT, IP4)
     for address, (host, port) in targets.items():
