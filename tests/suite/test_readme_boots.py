@@ -64,13 +64,13 @@ def write(root: Path, file: str, text: str) -> None:
 
 
 def adapt(root: Path, drop_in: str, unit: str = UNIT) -> None:
-    write(root, f"etc/systemd/system/{unit}.d/{hash(drop_in)}.conf", drop_in)
+    directory = f"etc/systemd/system/{unit}.d"
+    write(root, f"{directory}/{len(list((root / directory).glob('*')))}.conf", drop_in)
 
 
 def add_service(root: Path, name: str, command: str) -> None:
-    service = f"[Service]\nType=oneshot\nExecStart={command}\nStandardOutput=file:/said\n"
-    write(root, f"etc/systemd/system/{name}", f"{service}[Install]\nWantedBy=multi-user.target\n")
-    in_checkout(root, f"systemctl enable {name}")
+    service = f"[Service]\nType=oneshot\nExecStart={command}\nStandardOutput=append:/said\n"
+    write(root, f"etc/systemd/system/{name}", f"{service}[Install]\nWantedBy=other.target\n")
 
 
 # ---- A network of its own, which DHCP brings up some time in the boot
@@ -80,7 +80,7 @@ SECOND_CARD = "ip link add unplugged type veth peer name eth1; ip link set unplu
 OTHERS = "systemctl disable networking NetworkManager NetworkManager-wait-online"
 MANAGERS = {
     "NetworkManager": "systemctl enable NetworkManager NetworkManager-wait-online",
-    "ifupdown": """\
+    "networking": """\
 printf 'auto eth0\\niface eth0 inet dhcp\\n' >/etc/network/interfaces.d/eth0
 systemctl enable networking
 """,
@@ -129,7 +129,7 @@ def test_it_boots_with_two_cards_where_a_preset_disables_what_no_other_enables(
 def test_it_boots_with_another_network_manager(
     root: Path, host: SimulatedHost, manager: str
 ) -> None:
-    adapt(root, DNS)
+    adapt(root, DNS.replace("systemd-networkd", manager))
     in_checkout(root, f"{OTHERS}\n{MANAGERS[manager]}")
     assert_it_boots_in_a_network_of_its_own(root, host)
 
@@ -206,7 +206,7 @@ def test_the_unit_reports_after_an_application_and_before_a_service_in_another_t
     in_checkout(
         root,
         f"""
-        cd /etc/systemd/system; sed -i s/multi-user/other/ late.service witness.service
+        sed -i s/multi-user/other/ /etc/systemd/system/witness.service
         systemctl set-default other.target; systemctl reenable {UNIT} late witness
     """,
     )
