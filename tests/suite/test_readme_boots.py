@@ -139,7 +139,7 @@ RULES = "etc/udev/rules.d/10-azure-unmanaged-sriov.rules"
 SLAVE = "00:0d:3a:00:00:02"
 SLAVE_CARD = f"-netdev hubport,id=two,hubid=0 -device virtio-net-pci,netdev=two,mac={SLAVE}"
 ENSLAVE = f"""\
-modprobe bonding
+modprobe bonding max_bonds=1
 for card in /sys/class/net/e*; do
     grep -q {SLAVE} "$card/address" || continue
     echo "+${{card##*/}}" >/sys/class/net/bond0/bonding/slaves
@@ -160,8 +160,9 @@ WantedBy=systemd-networkd.service
 """
 SHOW_CARDS = """\
 [Service]
-ExecStartPre=/bin/sh -c 'cd /sys/class/net; for card in e*; do \
-cat $card/address; grep ADMIN_STATE /run/systemd/netif/links/$(cat $card/ifindex); done'
+SyslogIdentifier=python3
+ExecStartPre=/bin/sh -c 'for one in /sys/class/net/e*/ifindex; do \
+grep ADMIN_STATE /run/systemd/netif/links/$(cat $one); done'
 """
 
 
@@ -179,11 +180,8 @@ def test_a_virtual_machine_leaves_a_card_below_another_one_alone(
     machine = emulation._replace(machine=f"{emulation.machine} {SLAVE_CARD}")
     with dhcp(installed.parent):
         report = boot_vm(machine, make_disk(installed), installed / "boot")
-    *cards, _, _, _, _, _, _ = report.journal
+    cards = ["ADMIN_STATE=unmanaged", "ADMIN_STATE=configured"]
     assert report == good_end("myvm", [*cards, *LINES])
-    states = dict(zip(cards[::2], cards[1::2]))
-    assert states.pop(SLAVE) == "ADMIN_STATE=unmanaged"
-    assert [*states.values()] == ["ADMIN_STATE=configured"]
     assert len(host.accepted) == 1
 
 
@@ -260,7 +258,7 @@ CLOUD_INIT_RAN = {
     "etc/fstab": "/dev/disk/cloud/azure_resource-part1 /mnt auto comment=cloudconfig 0 2\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 builder\n",
 }
-IN_THE_BUILDER = f"{readme.block('### 1. Create the VM')}\nroot=/\n{readme.block('### 3. Install')}"
+IN_THE_BUILDER = f"{readme.block('### 1. Create the VM')}root=/\n{readme.block('### 3. Install')}"
 
 
 @pytest.mark.parametrize("release", ["debian-12-agents"])
@@ -271,7 +269,7 @@ def test_it_boots_after_the_agents_were_removed_as_the_guide_says(
     with fresh_disk(image, tmp_path / "machine") as root:
         for name, text in CLOUD_INIT_RAN.items():
             write(root, name, text)
-        in_checkout(root, f"useradd --create-home builder\n{IN_THE_BUILDER}\n{ALL}")
+        in_checkout(root, f"useradd --create-home builder\n{IN_THE_BUILDER * 2}{ALL}")
         assert (root / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
         assert (root / "etc/fstab").read_text() == ""
         gone = "var/lib/cloud etc/netplan/50-cloud-init.yaml usr/bin/cloud-init usr/sbin/waagent"
