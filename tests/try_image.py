@@ -37,8 +37,8 @@ leaves the network namespace in which it runs.
 Exit status: 0 if all promises are kept, 1 if one is not, 2 if it could not be tried.
 """
 ESP = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")  # the type of an EFI system partition
-# Ends QEMU with status 33, if the guest's processor does run: finit, which UEFI begins with and some
-# nested KVM cannot do; mov al, 16; out 0xf4, al; hlt
+# Ends QEMU with status 33, if the guest's processor does run: finit, which UEFI begins with, and
+# which some nested KVM cannot do; mov al, 16; out 0xf4, al; hlt
 PROBE = bytes.fromhex("9bdbe3b010e6f4f4").ljust(510, b"\0") + b"\x55\xaa"
 PROBING = """\
 qemu-system-x86_64 -M pc -accel kvm -cpu host -m 64 -nodefaults -display none
