@@ -15,6 +15,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import pytest
 
+import azure_provisioning
 from world import clock, images, interpreters, sandbox
 from world.boot import EMULATIONS, Emulation
 from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
@@ -218,6 +219,14 @@ def machine(tmp_path: Path) -> Machine:
 def run_here(machine: Machine, host: SimulatedHost) -> clock.Run:
     """Run the script in this process, on a clock that only its pauses move."""
     return clock.script(machine, host)
+
+
+@pytest.fixture
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> clock.StoppedClock:
+    stopped = clock.StoppedClock()
+    monkeypatch.setattr(azure_provisioning, "time", stopped)
+    monkeypatch.setattr(azure_provisioning, "said", {})
+    return stopped
 
 
 class Result(NamedTuple):

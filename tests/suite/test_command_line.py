@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Tuple
 
 import pytest
 
@@ -17,7 +16,7 @@ from world import sandbox
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
-def call(*arguments: str, python: str = sys.executable) -> Tuple[int, str, str]:
+def call(*arguments: str, python: str = sys.executable) -> tuple[int, str, str]:
     command = [python, *MEASURED_FLAGS, sandbox.SCRIPT, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     return done.returncode, done.stdout, done.stderr
@@ -32,7 +31,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=ascii)
-def test_wrong_usage_gets_one_line_and_status_2(arguments: list[str]) -> None:
+def test_main_answers_wrong_usage_with_one_line_and_status_2(arguments: list[str]) -> None:
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     (line,) = err.splitlines()
@@ -42,14 +41,14 @@ def test_wrong_usage_gets_one_line_and_status_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("level", ["-O", "-OO"])
-def test_help_is_there_without_docstrings_too(level: str) -> None:
+def test_usage_is_printed_without_docstrings_too(level: str) -> None:
     command = [sys.executable, *MEASURED_FLAGS, level, sandbox.SCRIPT, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (call("--help")[1], "")
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) -> None:
+def test_usage_fits_one_screen_and_explains_every_option_and_status(option: str) -> None:
     status, out, err = call(option)
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -63,7 +62,7 @@ def test_help_fits_one_screen_and_explains_every_option_and_status(option: str) 
         assert url in out
 
 
-def test_help_for_a_reader_that_goes_away_is_no_trouble() -> None:
+def test_usage_is_no_trouble_for_a_reader_that_goes_away() -> None:
     # The reader has gone before the script starts, so that it always finds a closed pipe.
     command = [sys.executable, *MEASURED_FLAGS, sandbox.SCRIPT, "--help"]
     shell = ["sh", "-c", '(sleep 0.2; "$@" 2>&1 >&3; echo $?) 3>&1 >&4 | true', "sh", *command]
@@ -76,32 +75,35 @@ def test_help_for_a_reader_that_goes_away_is_no_trouble() -> None:
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-def test_the_version_is_printed(python: str) -> None:
+def test_version_is_printed_on_every_python(python: str) -> None:
     assert call("--version", python=python) == (0, script.__version__ + "\n", "")
 
 
 @pytest.mark.parametrize("name", ["Imported", "imported"])
-def test_importing_it_does_nothing(name: str) -> None:
+def test_import_does_nothing(name: str) -> None:
     names = runpy.run_path(sandbox.SCRIPT, run_name=name)
     assert callable(names["main"])
 
 
-def test_the_default_endpoints_are_those_of_the_platform() -> None:
+def test_defaults_are_the_platforms_endpoints() -> None:
     assert script.DEFAULTS == {
         "--wireserver": "http://168.63.129.16",
         "--imds": "http://169.254.169.254",
     }
 
 
-def test_of_several_unexpected_arguments_the_first_is_named() -> None:
+def test_parse_arguments_names_the_first_of_several_unexpected_ones() -> None:
     assert "'one'" in call("one", "two")[2]
 
 
 @pytest.mark.parametrize("module", ["getopt", "re"])
-def test_the_unit_needs_no_parser_of_options(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_needs_no_parser_of_options_in_the_unit(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    for step in ("report_ready", "set_name"):
-        monkeypatch.setattr(script, step, lambda *_: True)
+    for step in ("report_ready", "set_host_name"):
+        monkeypatch.setattr(script, step, lambda *_: None)
+    monkeypatch.setattr(script, "find_name", lambda *_: ("myvm", "myvm"))
     monkeypatch.setattr(sys, "argv", ["azure_provisioning.py"])
     assert script.main() == 0
 
@@ -112,7 +114,7 @@ def test_deadlines_count_on_no_clock_that_can_be_set() -> None:
     assert not re.search(r"time\.time\b|datetime|perf_counter", source)
 
 
-def test_what_is_not_needed_before_ready_is_not_imported() -> None:
+def test_import_takes_only_what_ready_needs() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import azure_provisioning;"
         "late = ['typing', 'json', 'subprocess', 'argparse', 'logging', 'getopt', 'ssl', 'http',"
@@ -126,3 +128,48 @@ def test_what_is_not_needed_before_ready_is_not_imported() -> None:
         check=True,
     )
     assert done.stdout == "\n"
+
+
+# ---- parse_arguments
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1", "http://localhost:80", "http://h:1", "http://h:65535"]
+)
+def test_parse_arguments_takes_an_endpoint(url: str) -> None:
+    for text in (url, url + "/"):
+        assert script.parse_arguments([f"--imds={text}"])["--imds"] == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *["", "h", "https://h", "http://", "http://h:", "http://h:0", "http://h:65536"],
+        *[
+            "http://h:99999",
+            "http://h:x",
+            "http://h/path",
+            "http://h?q",
+            "http://u@h",
+            "http://h h",
+            "http://h\n",
+            "http://h//",
+        ],
+        *["http://[::1]", "http://\u00e9", "http://\u0661", "file:///etc/passwd"],
+    ],
+)
+def test_parse_arguments_refuses_any_other_endpoint(url: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        script.parse_arguments([f"--imds={url}"])
+    assert str(raised.value) == f"--imds takes http://HOST[:PORT], not {url!a}"
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "0", "1e3", "86400.01", "http://h"])
+def test_parse_arguments_refuses_any_other_timeout(text: str) -> None:
+    with pytest.raises(ValueError, match="--timeout takes more than 0, at most 86400 seconds, not"):
+        script.parse_arguments([f"--timeout={text}"])
+
+
+@pytest.mark.parametrize("text", ["0.001", "1", "86400"])
+def test_parse_arguments_takes_a_timeout_of_up_to_a_day(text: str) -> None:
+    assert script.parse_arguments(["--timeout", text])["--timeout"] == text

@@ -1,21 +1,18 @@
 """Trouble in real time: outages, slow peers, signals, and output that nobody takes."""
 
 import signal
-import socket
 import subprocess
 import time
-from typing import List
 
 import pytest
 
-import azure_provisioning
 from conftest import Run, heed_sigint, wait_until
 from world.host import SimulatedHost
 from world.machine import SLACK, Machine
 
 
 @pytest.mark.parametrize("service", ["wireserver", "imds"])
-def test_a_service_that_comes_late_is_only_a_delay(
+def test_service_that_comes_late_is_only_a_delay(
     host: SimulatedHost, run: Run, machine: Machine, service: str
 ) -> None:
     host.listen_after(service, 1.5)
@@ -28,36 +25,7 @@ def test_a_service_that_comes_late_is_only_a_delay(
     assert 1.5 <= result.seconds < 2.5 + SLACK
 
 
-@pytest.mark.parametrize("fault", ["silent", "slow-headers", "slow-body"])
-def test_an_exchange_ends_in_its_time_whatever_the_pace_of_the_peer(
-    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    monkeypatch.setattr(azure_provisioning, "STEP_SECONDS", 1)
-    host.misbehave("goalstate", fault)
-    url, start = host.url("wireserver") + "/machine?comp=goalstate", time.monotonic()
-    with pytest.raises(socket.timeout):
-        azure_provisioning.exchange(url, "", start + 1200, b"")
-    assert 1 <= time.monotonic() - start < 1 + SLACK
-
-
-def test_where_packets_vanish_a_connection_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(azure_provisioning, "CONNECT_SECONDS", 0.5)
-    with socket.socket() as vanishing, socket.socket() as first, socket.socket() as second:
-        # Linux drops connection requests to a listener whose queue is full.
-        vanishing.bind(("127.0.0.1", 0))
-        vanishing.listen(0)
-        first.connect(vanishing.getsockname())
-        second.setblocking(False)
-        second.connect_ex(vanishing.getsockname())
-        url, start = f"http://127.0.0.1:{vanishing.getsockname()[1]}/", time.monotonic()
-        with pytest.raises(socket.timeout):
-            azure_provisioning.exchange(url, "", start + 1200, b"")
-    assert 0.5 <= time.monotonic() - start < 0.5 + SLACK
-
-
-def test_imds_trouble_does_not_delay_ready(host: SimulatedHost, command: List[str]) -> None:
+def test_ready_is_not_delayed_by_trouble_with_imds(host: SimulatedHost, command: list[str]) -> None:
     host.misbehave("imds", "silent")
     with subprocess.Popen([*command, "--timeout=1"], stderr=subprocess.DEVNULL) as process:
         wait_until(lambda: host.accepted)
@@ -65,7 +33,7 @@ def test_imds_trouble_does_not_delay_ready(host: SimulatedHost, command: List[st
     assert process.returncode == 3
 
 
-def test_lines_come_as_they_happen(host: SimulatedHost, command: List[str]) -> None:
+def test_say_prints_lines_as_they_happen(host: SimulatedHost, command: list[str]) -> None:
     host.misbehave("goalstate", "silent")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -76,7 +44,7 @@ def test_lines_come_as_they_happen(host: SimulatedHost, command: List[str]) -> N
 @pytest.mark.parametrize("endpoint", ["goalstate", "health", "computer-name"])
 @pytest.mark.parametrize("fault", ["silent", "500"])
 def test_sigterm_ends_it_at_once(
-    host: SimulatedHost, command: List[str], endpoint: str, fault: str
+    host: SimulatedHost, command: list[str], endpoint: str, fault: str
 ) -> None:
     host.misbehave(endpoint, fault)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -88,7 +56,7 @@ def test_sigterm_ends_it_at_once(
 
 
 @pytest.mark.parametrize("fault", ["silent", "500"])
-def test_ctrl_c_ends_it_with_one_line(host: SimulatedHost, command: List[str], fault: str) -> None:
+def test_ctrl_c_ends_it_with_one_line(host: SimulatedHost, command: list[str], fault: str) -> None:
     host.misbehave("goalstate", fault)
     with subprocess.Popen(
         command,
@@ -106,8 +74,8 @@ def test_ctrl_c_ends_it_with_one_line(host: SimulatedHost, command: List[str], f
 
 
 @pytest.mark.parametrize("redirection", ["2>&1 | true", ">/dev/full 2>&1", ">&- 2>&-", "2>&-"])
-def test_output_that_nobody_takes_changes_nothing(
-    host: SimulatedHost, machine: Machine, command: List[str], redirection: str
+def test_say_changes_nothing_where_nobody_takes_it(
+    host: SimulatedHost, machine: Machine, command: list[str], redirection: str
 ) -> None:
     host.misbehave("goalstate", "500", times=1)
     # The reader has gone before the script starts.

@@ -36,6 +36,7 @@ systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi
     echo "== status"; systemctl show --property=ExecMainStatus --value azure-provisioning.service
     echo "== kernel_name"; cat /proc/sys/kernel/hostname
     echo "== stored_name"; cat /etc/hostname
+    echo "== hostnamed"; hostnamectl --static || cat /etc/hostname  # without D-Bus nobody is asked
     echo "== journal"; journalctl --sync
     journalctl --boot --output=cat --unit=azure-provisioning.service SYSLOG_IDENTIFIER=python3
 } >/witness.partial 2>/dev/null
@@ -62,6 +63,7 @@ class Report(NamedTuple):
     status: str
     kernel_name: str
     stored_name: str
+    hostnamed: str  # the name that it tells
     journal: list[str]  # the script's lines
 
 

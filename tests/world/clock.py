@@ -7,7 +7,7 @@ machine is does not matter. Everything else is as in sandbox.py: the machine, an
 import sys
 import tempfile
 from pathlib import Path
-from typing import List, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pytest
 
@@ -21,10 +21,10 @@ PAUSES_MAX = 2000
 
 class Result(NamedTuple):
     status: int
-    out: List[str]
-    err: List[str]
+    out: list[str]
+    err: list[str]
     seconds: float  # on our clock
-    pauses: List[float]
+    pauses: list[float]
 
 
 class Run(Protocol):
@@ -40,7 +40,7 @@ class Clock:
     start = 1000.0
 
     def __init__(self) -> None:
-        self.pauses: List[float] = []
+        self.pauses: list[float] = []
         self.looks = 0
 
     def monotonic(self) -> float:
@@ -51,6 +51,18 @@ class Clock:
         assert seconds >= 0
         assert len(self.pauses) < PAUSES_MAX, "it never ends"
         self.pauses.append(seconds)
+
+
+class StoppedClock:
+    """Stands for the time module; it moves when a test says so. The real one starts at boot."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def temporary() -> "tempfile._TemporaryFileWrapper[str]":
@@ -66,7 +78,7 @@ def script(machine: Machine, host: SimulatedHost) -> Run:
         with pytest.MonkeyPatch.context() as patch, temporary() as out, temporary() as err:
             sandbox.take_over(str(machine.directory), patch.setattr)
             patch.setattr(azure_provisioning, "time", clock)
-            patch.setattr(azure_provisioning, "told", {})
+            patch.setattr(azure_provisioning, "said", {})
             patch.setattr(sys, "argv", arguments)
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)

@@ -1,9 +1,9 @@
 """Run the real script on a machine of its own, without root: sandbox.py DIR [OPTION]...
 
 DIR, which is made if need be, stands for the machine: DIR/etc/hostname is the stored host name,
-DIR/kernel the kernel's, and DIR/bin all of PATH, with a stand-in for hostnamectl. The script is
-imported and its main() called, with just those places replaced, and with a guard that ends it if it
-would connect anywhere but to loopback. Runs on every Python that the script runs on.
+DIR/kernel the kernel's. The script is imported and its main() called, with just those places
+replaced, and with a guard that ends it if it would connect anywhere but to loopback. Runs on every
+Python that the script runs on.
 """
 
 import os
@@ -17,26 +17,12 @@ if TYPE_CHECKING:
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SCRIPT = os.path.join(REPOSITORY, "azure_provisioning.py")
 
-# Does what hostnamectl does, on the files that stand for the machine, and keeps its arguments.
-HOSTNAMECTL = """\
-#!/bin/sh
-machine=${0%/bin/*}
-printf '%s\\n' "$*" >>"$machine/hostnamectl.log"
-for name; do :; done
-printf '%s\\n' "$name" >"$machine/etc/hostname"
-printf '%s' "$name" >"$machine/kernel"
-"""
-
 
 def create(directory: str) -> None:
     """Make *directory*, new or empty, a machine with the host name old-name."""
     os.makedirs(os.path.join(directory, "etc"))
-    os.makedirs(os.path.join(directory, "bin"))
     write(os.path.join(directory, "etc", "hostname"), "old-name\n")
     write(os.path.join(directory, "kernel"), "old-name")
-    program = os.path.join(directory, "bin", "hostnamectl")
-    write(program, HOSTNAMECTL)
-    os.chmod(program, 0o755)
 
 
 def names(directory: str) -> "list[str]":
@@ -76,9 +62,7 @@ def take_over(directory: str, replace: "Callable[[Any, str, object], None]" = se
     replace(socket.socket, "connect", guarded)
     replace(socket, "gethostname", lambda: read(kernel))
     replace(socket, "sethostname", lambda name: write(kernel, name))
-    replace(os, "environ", dict(os.environ, PATH=os.path.join(directory, "bin")))
     replace(azure_provisioning, "ETC_HOSTNAME", os.path.join(directory, "etc", "hostname"))
-    replace(azure_provisioning, "SYSTEMD_IMDS", os.path.join(directory, "bin", "systemd-imds"))
 
 
 def main() -> int:
