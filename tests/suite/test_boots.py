@@ -9,9 +9,10 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Tuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import pytest
 
@@ -19,9 +20,6 @@ from azure_provisioning import PATIENCE_SECONDS
 from conftest import require_tools, wait_until
 from world import readme
 from world.boot import (
-    CABLE,
-    CONTAINER_SECONDS,
-    PLUGGED,
     VM_SECONDS,
     Emulation,
     Report,
@@ -37,18 +35,14 @@ from world.boot import (
 from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 from world.images import (
     ARM64,
-    GENERALIZE,
     IMAGES,
     IMDS_CLIENT,
-    INSTALL,
     MINIMAL,
     SELINUX,
-    SSH,
     fresh_disk,
     in_checkout,
     install,
     label,
-    run,
 )
 
 UNIT = "etc/systemd/system/azure-provisioning.service"
@@ -68,8 +62,8 @@ def root(image: Path, tmp_path: Path) -> Iterator[Path]:
     require_tools("systemd-nspawn")
     with fresh_disk(image, tmp_path / "machine") as root:
         install(root)
-        # What waits for a lease, or for an SSH key, has tests of its own.
-        in_checkout(root, f"systemctl disable {NETWORKD} azure-ssh-key")
+        # What waits for a lease is tested in test_readme_boots.py.
+        in_checkout(root, f"systemctl disable {NETWORKD}")
         install_witness(root)
         yield root
 
@@ -138,7 +132,6 @@ OLD_HOST = (
     "Computer name failed: the answer is 400 Bad Request; asking for the VM's name",
 )
 DOTTED = Vm(computer_name="head01.test.local")
-DNS = readme.block("### The name in Azure's DNS")
 
 FIRST_BOOTS = {
     "healthy": FirstBoot(),
@@ -149,7 +142,6 @@ FIRST_BOOTS = {
     ),
     "without-dbus": FirstBoot(prepare=NO_DBUS),
     "hostnamed-running": FirstBoot(prepare=HOSTNAMED),
-    "no-network-manager-to-tell": FirstBoot(prepare=f"tree=/\n{DNS}"),
     "scale-set": FirstBoot(SCALE_SET, name="web000011"),
     "dotted-name": FirstBoot(DOTTED, name="head01.test.local"),
     "old-host": FirstBoot(
@@ -245,193 +237,7 @@ def test_a_first_boot_that_fails_changes_nothing_and_the_second_puts_it_right(
     assert len(host.accepted) == 1
 
 
-# ---- A network of its own, which DHCP brings up some time in the boot
-
-FOR_CABLE = f"""\
-sed -i 's/virtio_net/& veth/' /etc/systemd/network/50-azure.network
-systemctl enable {NETWORKD}
-"""
-OTHERS = "systemctl disable networking NetworkManager NetworkManager-wait-online"
-MANAGERS = {
-    "systemd-networkd": FOR_CABLE,
-    "NetworkManager": f"{OTHERS}; systemctl enable NetworkManager NetworkManager-wait-online",
-    "ifupdown": f"""\
-{OTHERS}
-printf 'auto host0\\niface host0 inet dhcp\\n' >/etc/network/interfaces.d/host0
-systemctl enable networking
-""",
-}
-NETWORKS = [(release, "systemd-networkd") for release in RELEASES]
-NETWORKS += [("debian-12-managers", manager) for manager in ("NetworkManager", "ifupdown")]
-
-
-def names_in_leases(log: Path) -> List[str]:
-    """The names that the machine has asked the DHCP server with, for each lease."""
-    return re.findall(r"DHCPACK\(\S+ \S+ \S+ ?(.*)", log.read_text())
-
-
-def assert_it_boots_in_a_network_of_its_own(root: Path, host: SimulatedHost) -> None:
-    """And that the DHCP server, where Azure's DNS has a name from, knows it after that boot."""
-    host.requests.clear()
-    hold = root / "hold"
-    hold.touch()
-    with dhcp(root.parent, CABLE) as log:
-
-        def until_the_name_is_known() -> None:
-            wait_until(lambda: names_in_leases(log) in (["", "myvm"], ["localhost", "myvm"]))
-            hold.unlink()
-
-        # No line tells of trouble: the unit has waited for the network.
-        report = boot_container(root, PLUGGED, meanwhile=until_the_name_is_known)
-        assert report == good_end("myvm")
-        assert len(host.accepted) == 1
-    with dhcp(root.parent, CABLE):
-        assert_nothing_happens_at(lambda: boot_container(root, PLUGGED), host, "myvm")
-
-
-@pytest.mark.parametrize("release, manager", NETWORKS)
-def test_it_boots_in_a_network_of_its_own_and_azures_dns_learns_the_name(
-    root: Path, host: SimulatedHost, manager: str
-) -> None:
-    in_checkout(root, f"{MANAGERS[manager]}\ntree=/\n{DNS}")
-    assert_it_boots_in_a_network_of_its_own(root, host)
-
-
-@pytest.mark.parametrize("release", ["debian-12"])
-def test_a_second_card_without_a_lease_does_no_harm(root: Path, host: SimulatedHost) -> None:
-    in_checkout(root, FOR_CABLE)
-    run(*"ip link add unplugged type veth peer name host1".split())
-    run(*"ip link set unplugged up".split())
-    start = time.time()
-    with dhcp(root.parent, CABLE):
-        report = boot_container(root, PLUGGED, PLUGGED.replace("host0", "host1"))
-    assert report == good_end("myvm")
-    assert time.time() - start < 60, "it waits for a lease on all cards"
-
-
-# What a cloud-init leaves that has run; here none is ever started.
-CLOUD_INIT_RAN = {
-    "run/cloud-init/status.json": '{"v1": {"stage": null, "init": {"errors": [], "finished": 1}}}',
-    "run/cloud-init/result.json": '{"v1": {"errors": []}}',
-    "var/lib/cloud/instance/id": "builder",
-    "etc/netplan/50-cloud-init.yaml": "network: {version: 2}\n",
-    "etc/fstab": "/dev/disk/cloud/azure_resource-part1 /mnt auto comment=cloudconfig 0 2\n",
-    "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 builder\n",
-}
-IN_THE_BUILDER = f"{readme.block('### 1. Create the VM')}\ntree=/"
-
-
-@pytest.mark.parametrize("release", ["debian-12-agents"])
-def test_it_boots_after_the_agents_were_removed_as_the_guide_says(
-    image: Path, tmp_path: Path, host: SimulatedHost
-) -> None:
-    host.vm = Vm(public_keys=(new_key(tmp_path / "key"),))
-    with fresh_disk(image, tmp_path / "machine") as root:
-        for name, text in CLOUD_INIT_RAN.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(text)
-        in_checkout(root, "useradd --create-home builder")
-        in_checkout(root, "\n".join([IN_THE_BUILDER, INSTALL, DNS, GENERALIZE, FOR_CABLE]))
-        assert (root / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
-        assert (root / "etc/fstab").read_text() == ""
-        for name in ("var/lib/cloud", "etc/netplan/50-cloud-init.yaml"):
-            assert not (root / name).exists()
-        for program in ("usr/bin/cloud-init", "usr/sbin/waagent"):
-            assert not (root / program).exists()
-        install_witness(root)
-        assert_it_boots_in_a_network_of_its_own(root, host)
-
-
-# ---- Images, made as the README says
-
-WITH_SSH = [name for name in RELEASES if SSH in IMAGES[name].packages]
-IDENTITY = ["etc/machine-id"] + [
-    f"etc/ssh/ssh_host_{kind}_key.pub" for kind in ("ecdsa", "ed25519", "rsa")
-]
-SECRETS = ["root/.bash_history", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed"]
-
-
-def identity(root: Path) -> List[str]:
-    return [(root / file).read_text() for file in IDENTITY]
-
-
-@pytest.mark.parametrize("release", WITH_SSH)
-def test_machines_of_one_image_share_no_identity(
-    root: Path, tmp_path: Path, host: SimulatedHost
-) -> None:
-    assert boot_container(root) == good_end("myvm")
-    for file in SECRETS:
-        (root / file).unlink(missing_ok=True)
-        (root / file).write_text("a secret")
-    identities = [identity(root)]
-    in_checkout(root, GENERALIZE)
-    assert [file for file in SECRETS if (root / file).exists()] == []
-    logs = [path for path in (root / "var/log").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in logs) == 0
-    for name in ("one", "two"):
-        host.vm = Vm(name=name, computer_name=name)
-        host.accepted.clear()
-        with fresh_disk(root, tmp_path / name) as machine:
-            assert boot_container(machine) == good_end(name, lines_of(name))
-            assert len(host.accepted) == 1
-            identities.append(identity(machine))
-    for values in zip(*identities):
-        assert all(values)
-        assert len(set(values)) == 3, "the builder and its two machines share it"
-
-
-SSH_OPTIONS = "BatchMode=yes IdentitiesOnly=yes IdentityAgent=none UserKnownHostsFile=/dev/null"
-SSH_OPTIONS += " StrictHostKeyChecking=no ConnectTimeout=5"
-
-
-def new_key(file: Path) -> str:
-    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file))
-    return file.with_suffix(".pub").read_text().strip()
-
-
-def log_in(key: Path) -> str:
-    """Try to log in to the machine, whose network this process is in; return what ssh says."""
-    options = [f"-o{one}" for one in SSH_OPTIONS.split()]
-    done = subprocess.run(
-        ["ssh", "-F", "none", "-i", str(key), *options, "builder@127.0.0.1", "id -un"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    return done.stdout
-
-
-@pytest.mark.parametrize("release", WITH_SSH)
-def test_the_ssh_key_from_azure_logs_in_also_after_a_reboot_without_imds(
-    root: Path, tmp_path: Path, host: SimulatedHost
-) -> None:
-    require_tools("ssh", "ssh-keygen")
-    right, baked_in = tmp_path / "right", tmp_path / "baked_in"
-    host.vm = Vm(public_keys=(new_key(right),))
-    # What the user could write in its home directory does not count.
-    home = root / "home/builder/.ssh"
-    home.mkdir()
-    (home / "authorized_keys").write_text(f"{new_key(baked_in)}\n")
-    in_checkout(root, "chown -R builder: /home/builder")
-    in_checkout(root, "systemctl enable azure-ssh-key; systemctl disable witness")
-    host.listen_after("imds", IMDS_LATE)
-    for _ in range(2):
-        with running_container(root):
-            wait_until(lambda: log_in(right).endswith("\nbuilder\n"), CONTAINER_SECONDS)
-            assert "Permission denied (publickey" in log_in(baked_in)
-        host.refuse("imds")
-
-
-@each_release
-def test_the_unit_is_enabled_where_presets_enable_nothing_else(root: Path) -> None:
-    """As some image builders and first boots have it."""
-    (root / "etc/systemd/system-preset/99-default.preset").write_text("disable *\n")
-    in_checkout(root, "systemctl disable azure-provisioning\nsystemctl preset-all")
-    assert (root / UNIT_LINK).is_symlink()
-    assert not (root / "etc/systemd/system/multi-user.target.wants/witness.service").is_symlink()
+# ---- Images
 
 
 @pytest.mark.parametrize("release", [name for name in IMAGES if IMAGES[name].python == MINIMAL])

@@ -107,8 +107,8 @@ def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> N
 
 TAP, GATEWAY = "tap0", "10.0.0.1"
 PLUG = f"ip tuntap add {TAP} mode tap"  # for a virtual machine
-CABLE = f"ip link add {TAP} type veth peer name host0"  # for a container
-PLUGGED = "--network-interface=host0"  # to its other end: for boot_container()
+CABLE = f"ip link add {TAP} type veth peer name eth0"  # for a container
+PLUGGED = "--network-interface=eth0"  # to its other end: for boot_container()
 
 
 @contextlib.contextmanager

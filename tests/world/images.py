@@ -6,6 +6,7 @@ A test works on a disk, which is an overlay over an image: made at once, and gon
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,17 @@ SSH = "openssh-server,curl"  # curl fetches Azure's SSH key
 IMDS_CLIENT = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
 ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
-SCRATCH_PACKAGES = f"dbus,python3-minimal,systemd,systemd-sysv,{KERNEL},{SSH}"
 PACKAGES = "dbus,systemd,systemd-sysv"
 DMI, ASSET_TAG = "/sys/class/dmi/id", "7783-7084-3265-9085-8269-3286-77"  # Azure's
 LEAVE_OUT = 'cd "$1/usr/share" && rm -rf doc info locale man'
 # The images outlive what their distribution's index is valid for, and so may a mirror's copy of it.
 APT_OPTIONS = ("Acquire::Retries 3", 'Acquire::Check-Valid-Until "false"')
+MMDEBSTRAP = [
+    *"mmdebstrap --variant=minbase --format=directory --quiet".split(),
+    *(f"--aptopt={option}" for option in APT_OPTIONS),
+    "--dpkgopt=force-unsafe-io",
+]
+APART = "unshare --mount --pid --fork --kill-child".split()  # packages look at what runs
 MINIMAL, FULL = "python3-minimal", "python3"  # what the README says is enough, and what is usual
 
 
@@ -73,9 +79,7 @@ def build(name: str, directory: Path) -> Path:
     """Return the root directory of the image *name*, which is built in *directory* if need be."""
     image = IMAGES[name]
     command = [
-        *"mmdebstrap --variant=minbase --format=directory --quiet".split(),
-        *(f"--aptopt={option}" for option in APT_OPTIONS),
-        "--dpkgopt=force-unsafe-io",
+        *MMDEBSTRAP,
         f"--customize-hook={LEAVE_OUT}",
         f"--include={PACKAGES},{image.python},{image.packages}",
         *(["--architectures=arm64"] if name.endswith(ARM64) else []),
@@ -86,26 +90,46 @@ def build(name: str, directory: Path) -> Path:
     return build_once(directory, name, " ".join(command), lambda _: (command, directory))
 
 
+# A Debian that has mkosi makes a disk, from what the README's blocks have made.
+MAKE_DISK = """\
+{mmdebstrap} --include=mkosi,qemu-utils trixie builder
+cp --remove-destination /etc/resolv.conf builder/etc
+mount --bind builder builder
+mount --bind my-image builder/mnt
+mount -t proc proc builder/proc
+for name in dev sys; do mount --rbind "/$name" "builder/$name"; done
+for name in run tmp; do mount -t tmpfs tmpfs "builder/$name"; done
+exec chroot builder sh -euc 'cd /mnt; {build}'
+"""
+# Else mkosi also wants the index of Debian's archive of debug symbols.
+SOURCES = "mkosi.sandbox/etc/apt/sources.list.d/mkosi.sources"
+SOURCE = """\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: trixie
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+
+
 def build_from_scratch(directory: Path) -> Path:
-    """Return the root directory that mkosi makes as the README's "from scratch" part says."""
-    files = [Path(REPOSITORY, name) for name in PROJECT]
-    # In a container mkosi 14 fails to leave out documents, and to ask systemd for a unit.
-    command = f"""
-        mkosi --distribution=debian --release=bookworm --format=directory --bootable=no
-        --nspawn-keep-unit --with-docs=yes --force --output=tree --package={SCRATCH_PACKAGES} build
-    """
+    """Return the fixed VHD that comes of the README's "From scratch" part."""
+    configuration, build = (readme.block("## From scratch", number) for number in range(2))
+    script = MAKE_DISK.format(mmdebstrap=shlex.join(MMDEBSTRAP), build=build)
+    blocks = "\n".join([INSTALL, NETWORK, HOST_KEYS])
+    files = {"mkosi.conf": configuration, SOURCES: SOURCE}
 
     def prepare(place: Path) -> tuple[list[str], Path]:
-        (place / "checkout").mkdir(parents=True)
-        for file in files:
-            shutil.copy(file, place / "checkout")
-        run("unshare", "--mount", "sh", "-euc", NOTHING_ELSE, "sh", str(place), INSTALL)
-        script = place / "my-image/mkosi.postinst.chroot"
-        script.rename(script.with_suffix(""))  # its name with mkosi 14
-        return command.split(), place / "my-image"
+        image = place / "my-image"
+        for name, text in files.items():
+            (image / name).parent.mkdir(parents=True, exist_ok=True)
+            (image / name).write_text(text)
+        paste_for(image / "mkosi.extra", blocks)
+        return [*APART, "sh", "-euc", script], place
 
-    recipe = "\n".join([INSTALL, command, *(file.read_text() for file in files)])
-    return build_once(directory, "from-scratch", recipe, prepare) / "my-image/tree"
+    project = [Path(REPOSITORY, name).read_text() for name in PROJECT]
+    recipe = "\n".join([script, blocks, *files.values(), *project])
+    return build_once(directory, "from-scratch", recipe, prepare) / "my-image/image.vhd"
 
 
 def build_once(
@@ -147,35 +171,33 @@ def fresh_disk(image: Path, directory: Path) -> Iterator[Path]:
 
 
 PROJECT = ("azure_provisioning.py", "azure-provisioning.service")
-INSTALL, GENERALIZE = readme.block("### 3. Install"), readme.block("### 4. Generalize")
-# Have the README's block write below a directory, and nowhere else on this machine.
-NOTHING_ELSE = """\
-mount --bind "$1" "$1"
-mount -o remount,bind,ro /
-cd "$1/checkout"
-exec sh -euc "$2"
-"""
-# What mkosi does with what that block has made.
-TAKE_OVER = """\
-cp -a /my-image/mkosi.extra/. /
-sh /my-image/mkosi.postinst.chroot
-rm -r /my-image
-"""
+INSTALL, GENERALIZE = readme.block("## Install it"), readme.block("### 4. Generalize")
+NETWORK, HOST_KEYS = readme.block("### The network"), readme.block("### SSH host keys")
+SSH_KEY = readme.block("### Azure's SSH key")
+ALL = "\n".join([INSTALL, NETWORK, HOST_KEYS, SSH_KEY, GENERALIZE])
 
 
 def install(root: Path) -> None:
-    """Make the disk one of an image from scratch that has the project, as the README says."""
-    in_checkout(root, f"{INSTALL}\n{TAKE_OVER}\n{GENERALIZE}")
+    """Make the disk one of an image that has the project, as the README says."""
+    run("chroot", str(root), "useradd", "--create-home", "builder")
+    paste_for(root, f"user=builder\n{ALL}")
+
+
+def paste_for(root: Path, blocks: str) -> None:
+    """Run the README's blocks on a directory, and on nothing else of this machine."""
+    root.mkdir(parents=True, exist_ok=True)
+    only = 'mount --rbind "$1" "$1"; mount -o remount,bind,ro /; cd "$2"; root=$1; eval "$3"'
+    arguments = (str(root), REPOSITORY, blocks)
+    run("unshare", "--mount", "sh", "-euc", only, "sh", *arguments)
 
 
 def in_checkout(root: Path, commands: str) -> None:
     """Run shell *commands* in a chroot of the disk, in the checkout's top directory."""
     mounts = 'mount --bind "$1" "$2/mnt"; mount -t proc proc "$2/proc"; mount -t tmpfs sys "$2/sys"'
-    # The README's blocks that remove something stop where this is not Azure's.
+    # The README's blocks change "/" only where it is Azure's.
     tag = f'mkdir -p "$2{DMI}"; echo {ASSET_TAG} >"$2{DMI}/chassis_asset_tag"'
     script = f'{mounts}; {tag}; exec chroot "$2" sh -euxc "cd /mnt; $3"'
-    apart = "unshare --mount --pid --fork --kill-child".split()  # packages look at what runs
-    run(*apart, "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
+    run(*APART, "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
 
 
 def label(root: Path, copy: Path) -> None:

@@ -27,3 +27,11 @@ def blocks() -> list[Block]:
 def block(heading: str, number: int = 0) -> str:
     """Return a code block below the line *heading*, before the next heading."""
     return [one.text for one in blocks() if one.heading == heading][number]
+
+
+def drop_ins() -> list[str]:
+    """Return the drop-ins of "Adapt the unit", in their order."""
+    text = Path(REPOSITORY, "README.md").read_text()
+    (section,) = re.findall("(?ms)^## Adapt the unit\n(.*?)^## ", text)
+    rows = re.findall(r"^\| .*? \|(.*)\|$", section, re.MULTILINE)[2:]
+    return ["".join(f"{line}\n" for line in re.findall("`([^`]*[]=][^`]*)`", row)) for row in rows]
