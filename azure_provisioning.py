@@ -17,18 +17,18 @@ USAGE = """\
 Usage: azure_provisioning.py [OPTION]...
 
 Report Ready to Azure's WireServer, then set the host name that the Instance
-Metadata Service (IMDS) gives. Whatever goes wrong on the way there is tried
-again every second: 20 minutes with WireServer, 5 with IMDS. Needs root.
+Metadata Service (IMDS) gives. What goes wrong with either is tried again every
+second until a deadline: 20 minutes for WireServer, 5 for IMDS. Needs root.
 
   --dry-run          only fetch; print the report and the name, change nothing
-  --timeout SECONDS  replace both time limits (more than 0, at most 86400)
+  --timeout SECONDS  replace both deadlines (more than 0, at most 86400)
   --wireserver URL   instead of http://168.63.129.16; http://HOST[:PORT]
   --imds URL         instead of http://169.254.169.254; http://HOST[:PORT]
   --version, --help  print the version, print this
 
 Exit status:
   0    Ready was accepted and the host name is set (--dry-run: both are known)
-  1    Ready was not accepted in time
+  1    Ready was not accepted before the deadline
   2    wrong usage; nothing was done
   3    Ready was accepted, the host name is not set
   130  interrupted

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Measure what a first boot costs; print a Markdown table of this one run.
+"""Measure what a first boot costs; print Markdown tables of this one run.
 
-Usage: benchmark.py [ROUNDS [SCRIPT]]
-
-Side by side: the bare interpreter, the script as the unit runs it, SCRIPT (another edition of it),
-and Bash scripts that do the same with curl, where that is installed. All of it against the
-simulated host, in a network namespace that has nothing else.
+Side by side, against the simulated host, in a network namespace that has nothing else: the bare
+interpreter, the script as the unit runs it, and a Bash script that does the same, where there is
+curl. And under the systemd of an image: the time from the unit's start to Ready.
 """
 
+import argparse
 import os
 import platform
 import re
@@ -20,14 +19,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from world import images, sandbox
-from world.host import SimulatedHost, Vm
+from world import boot, images, sandbox
+from world.host import Request, SimulatedHost, Vm
 from world.network import PLATFORM_ENDPOINTS, isolate
 
+SCRIPT, UNIT = images.PROJECT
 PYTHON = "/usr/bin/python3"
 BARE = "`python3 -I -S -c pass`"
 
-# Sets the names of this namespace; a real one could name the machine.
+# For Bash and old editions: sets the names of this namespace; a real one could name the machine.
 HOSTNAMECTL = """\
 #!/bin/sh
 for name; do :; done
@@ -35,15 +35,15 @@ printf %s "$name" >/proc/sys/kernel/hostname
 printf '%s\\n' "$name" >/etc/hostname
 """
 # What images without an agent have today: bare calls, one attempt of each, and XML taken apart as
-# text. Sets the name that is its argument, or else IMDS's.
-BASH = """\
+# text.
+BASH = r"""
 set -euo pipefail
 wireserver=http://168.63.129.16/machine
-imds=http://169.254.169.254/metadata/instance
 headers=(--header 'x-ms-version: 2012-11-30' --header 'x-ms-agent-name: bash')
-
 goal_state=$(curl --silent --fail "${headers[@]}" "$wireserver?comp=goalstate")
-EXTRACT
+incarnation=$(grep '<Incarnation>' <<<"$goal_state" | sed 's/.*<Incarnation>//;s/<.*//')
+container=$(grep '<ContainerId>' <<<"$goal_state" | sed 's/.*<ContainerId>//;s/<.*//')
+instance=$(grep '<InstanceId>' <<<"$goal_state" | sed 's/.*<InstanceId>//;s/<.*//')
 report="<Health>
 <GoalStateIncarnation>$incarnation</GoalStateIncarnation>
 <Container><ContainerId>$container</ContainerId><RoleInstanceList>
@@ -51,28 +51,26 @@ report="<Health>
 </RoleInstanceList></Container></Health>"
 headers+=(--header 'Content-Type: text/xml;charset=utf-8')
 curl --silent --fail "${headers[@]}" --data-binary "$report" "$wireserver?comp=health"
-
 leaf='compute/osProfile/computerName?api-version=2020-07-15&format=text'
-name=${1-$(curl --silent --fail --header 'Metadata: true' "$imds/$leaf")}
-hostnamectl set-hostname "$name"
+imds=http://169.254.169.254/metadata/instance
+hostnamectl set-hostname "$(curl --silent --fail --header 'Metadata: true' "$imds/$leaf")"
 """
-# As samples do it; and in the fastest way there is.
-WITH_GREP_AND_SED = r"""
-incarnation=$(grep '<Incarnation>' <<<"$goal_state" | sed 's/.*<Incarnation>//;s/<.*//')
-container=$(grep '<ContainerId>' <<<"$goal_state" | sed 's/.*<ContainerId>//;s/<.*//')
-instance=$(grep '<InstanceId>' <<<"$goal_state" | sed 's/.*<InstanceId>//;s/<.*//')
+# What a unit has that is no sandbox.
+KEPT = r"\[|Wants=|After=|Type=|ExecStart=|StandardOutput=|WantedBy="
+# In the container, instead of the witness. Each unit disables itself, and is enabled before.
+IN_TURNS = """\
+systemctl is-system-running --wait
+for round in $(seq {rounds}); do
+    for unit in {units}; do
+        systemctl enable --quiet $unit
+        echo localhost >/etc/hostname
+        systemctl start $unit
+        systemctl show --property=InactiveExitTimestampMonotonic --value $unit >>/started
+    done
+done
+systemctl --force poweroff
 """
-WITH_BASH_ALONE = r"""
-[[ $goal_state =~ '<Incarnation>'([^<]*) ]] && incarnation=${BASH_REMATCH[1]}
-[[ $goal_state =~ '<ContainerId>'([^<]*) ]] && container=${BASH_REMATCH[1]}
-[[ $goal_state =~ '<InstanceId>'([^<]*) ]] && instance=${BASH_REMATCH[1]}
-"""
-# By name: how it extracts, and its arguments.
-BASH_SCRIPTS: dict[str, tuple[str, list[str]]] = {
-    "Bash with `grep` and `sed`, `curl` three times": (WITH_GREP_AND_SED, []),
-    "Bash with `grep` and `sed`, `curl` twice: the name is known": (WITH_GREP_AND_SED, ["myvm"]),
-    "Bash alone, `curl` twice: the name is known": (WITH_BASH_ALONE, ["myvm"]),
-}
+BOOT_SECONDS, UNIT_SECONDS = 200, 2  # at most, for a boot, and for a unit with what goes with it
 
 
 class Sample(NamedTuple):
@@ -82,20 +80,21 @@ class Sample(NamedTuple):
     requests: int
 
 
-def subjects(directory: Path, other: str) -> dict[str, list[str]]:
+def subjects(checkouts: list[Path]) -> dict[str, list[str]]:
     """Return what is measured: a command by its name."""
-    unit = Path(sandbox.REPOSITORY, "azure-provisioning.service").read_text()
-    start = re.search("^ExecStart=(.*)/usr/local/sbin/azure_provisioning.py$", unit, re.MULTILINE)
+    start = re.search(f"^ExecStart=(.*)/usr/local/sbin/{SCRIPT}$", read_unit(checkouts[0]), re.M)
     assert start
     found = {BARE: [PYTHON, "-I", "-S", "-c", "pass"]}
-    for script in [sandbox.SCRIPT, *([other] if other else [])]:
-        found[f"`{os.path.relpath(script)}`, as in the unit"] = [*start.group(1).split(), script]
+    for checkout in checkouts:
+        script = str(checkout / SCRIPT)
+        found[f"`{os.path.relpath(script)}`, as in the unit"] = [*start[1].split(), script]
     if shutil.which("bash") and shutil.which("curl"):
-        for number, (name, (extract, arguments)) in enumerate(BASH_SCRIPTS.items()):
-            file = directory / f"{number}.sh"
-            file.write_text(BASH.replace("EXTRACT", extract))
-            found[name] = ["bash", str(file), *arguments]
+        found["Bash with `curl`, `grep` and `sed`"] = ["bash", "-c", BASH]
     return found
+
+
+def read_unit(checkout: Path) -> str:
+    return (checkout / UNIT).read_text()
 
 
 def measure(command: list[str], host: SimulatedHost) -> Sample:
@@ -109,17 +108,10 @@ def measure(command: list[str], host: SimulatedHost) -> Sample:
         sys.exit(f"{command} ended with {status}")
     reports = [one.when for one in host.requests if one.method == "POST"]
     ready = reports[0] - started if reports else 0
-    cpu = usage.ru_utime + usage.ru_stime
-    return Sample(ready, wall, cpu, len(host.requests))
+    return Sample(ready, wall, usage.ru_utime + usage.ru_stime, len(host.requests))
 
 
-def main() -> int:
-    if sys.argv[3:] or not all(re.fullmatch("[1-9][0-9]*", one) for one in sys.argv[1:2]):
-        sys.exit(__doc__)
-    rounds, other = int(sys.argv[1]) if sys.argv[1:] else 20, (sys.argv[2:] or [""])[0]
-    problem = isolate()
-    if problem:
-        sys.exit(f"benchmark: {problem}")
+def compare_processes(rounds: int, checkouts: list[Path]) -> None:
     version = subprocess.check_output([PYTHON, "--version"], text=True).strip()
     print(f"{version}, Linux {platform.release()}, {os.cpu_count()} CPUs; {rounds} rounds\n")
     with tempfile.TemporaryDirectory() as place:
@@ -129,18 +121,92 @@ def main() -> int:
         (directory / "hostname").write_text("localhost\n")
         images.run("mount", "--bind", str(directory / "hostname"), "/etc/hostname")
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
-        commands = subjects(directory, other)
+        commands = subjects(checkouts)
         samples: dict[str, list[Sample]] = {name: [] for name in commands}
         with SimulatedHost(Vm(), *PLATFORM_ENDPOINTS, imds_rate=1000) as host:
             for _ in range(rounds):  # in turns: what else the machine does hits all alike
                 for name, command in commands.items():
                     samples[name].append(measure(command, host))
+        images.run("umount", "/etc/hostname")
     bare = statistics.median(sample.wall for sample in samples[BARE])
     print("| | Ready after | wall time | CPU time | requests |\n|" + " --- |" * 5)
     for name, results in samples.items():
         *times, requests = map(statistics.median, zip(*results))
-        cells = [f"{one * 1000:.0f} ms ({one / bare:.2f})" if one else "-" for one in times]
+        cells = [f"{one * 1000:.1f} ms ({one / bare:.2f})" if one else "-" for one in times]
         print("|", " | ".join([name, *cells, f"{requests:.0f}"]), "|")
+
+
+def install_units(root: Path, subjects: list[tuple[Path, str]], rounds: int) -> None:
+    """Have the disk boot into starting the units in turns, each with the script of its checkout."""
+    units = [f"measured-{number}" for number in range(len(subjects))]
+    system = root / "etc/systemd/system"
+    for unit, (checkout, text) in zip(units, subjects):
+        script = Path(shutil.copy(checkout / SCRIPT, root / f"usr/local/sbin/{unit}.py"))
+        script.chmod(0o755)
+        own_names = text.replace(UNIT, f"{unit}.service").replace(SCRIPT, script.name)
+        (system / f"{unit}.service").write_text(own_names)
+    boot.install_witness(root)
+    (root / "witness.sh").write_text(IN_TURNS.format(rounds=rounds, units=" ".join(units)))
+    (system / "witness.service.d").mkdir()
+    # So that they stay loaded, with their times, when they are done.
+    refer = f"[Unit]\nAfter={' '.join(f'{unit}.service' for unit in units)}\n"
+    (system / "witness.service.d/refer.conf").write_text(refer)
+    (system.parent / "system.conf.d").mkdir()
+    limit = "[Manager]\nDefaultStartLimitIntervalSec=0\n"
+    (system.parent / "system.conf.d/limit.conf").write_text(limit)
+    (system / "systemd-firstboot.service").symlink_to("/dev/null")
+
+
+def compare_units(name: str, rounds: int, checkouts: list[Path]) -> None:
+    own = read_unit(checkouts[0])
+    bare = "\n".join(line for line in own.splitlines() if re.match(KEPT, line))
+    subjects = {"without its sandbox": (checkouts[0], bare)}
+    for checkout in checkouts:
+        subjects[f"`{os.path.relpath(checkout / UNIT)}`"] = (checkout, read_unit(checkout))
+    cache = Path(sandbox.REPOSITORY, ".pytest_cache/d/images")  # the tests' own
+    cache.mkdir(parents=True, exist_ok=True)
+    image = images.build(name, cache)
+    reports: list[float] = []
+
+    def take(request: Request) -> None:
+        if (request.method, request.answer) == ("POST", "200"):
+            reports.append(time.monotonic())  # systemd's clock, too
+
+    with tempfile.TemporaryDirectory() as place, images.fresh_disk(image, Path(place, "0")) as root:
+        install_units(root, list(subjects.values()), rounds)
+        host = SimulatedHost(Vm(), *PLATFORM_ENDPOINTS, imds_rate=1000, on_request=take)
+        with host, boot.running_container(root) as process:
+            seconds = BOOT_SECONDS + rounds * len(subjects) * UNIT_SECONDS
+            boot.wait(process, root.parent / "console", seconds)
+        started = [int(line) / 1e6 for line in (root / "started").read_text().split()]
+    if len(started) != len(reports):
+        sys.exit(f"{len(started)} units were started, {len(reports)} reports accepted")
+    times = [ready - start for start, ready in zip(started, reports)]
+    medians = [statistics.median(times[place :: len(subjects)]) for place in range(len(subjects))]
+    print(f"\n| {name}, {rounds} rounds | unit start to Ready |\n| --- | --- |")
+    for subject, one in zip(subjects, medians):
+        print(f"| {subject} | {one * 1000:.1f} ms ({one / medians[0]:.2f}) |")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rounds", type=int, nargs="?", default=20, metavar="ROUNDS")
+    parser.add_argument("--other", type=Path, metavar="DIR", help="a checkout to compare with")
+    parser.add_argument(
+        "--boot",
+        choices=images.IMAGES,
+        action="append",
+        default=[],
+        help="start the unit in this, too, a container; as root, repeatable",
+    )
+    options = parser.parse_args()
+    problem = isolate()
+    if problem:
+        sys.exit(f"benchmark: {problem}")
+    checkouts = [Path(sandbox.REPOSITORY), *([options.other] if options.other else [])]
+    compare_processes(options.rounds, checkouts)
+    for name in options.boot:
+        compare_units(name, options.rounds, checkouts)
     return 0
 
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -28,38 +27,40 @@ READY_SECONDS = 1200  # as long as the unit tries
 SETTLE_SECONDS = 20  # after Ready, for a second report, a host name, and a lease for that
 SSH_SECONDS = 600  # for an SSH server that is there, and may first make keys
 OFF_SECONDS = 180  # from the power button to the end
+LAST_WORDS = 10  # lines of the console that are shown when there is no Ready
 # For an image that fetches one. Nobody has the other half.
 SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBcs2o+rO5GPVOIwbFO0ZgR0/JH0CvN7whsU5alztJn+ nobody"
-
 EPILOG = """\
 IMAGE is never written to, and may have any agent: what counts is what the platform sees. Nothing
 leaves the network namespace in which it runs.
 
 Exit status: 0 if all promises are kept, 1 if one is not, 2 if it could not be tried.
 """
-
 ESP = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")  # the type of an EFI system partition
-# Ends QEMU with status 33, if the guest's processor does run: mov al, 16; out 0xf4, al; hlt
-PROBE = bytes.fromhex("b010e6f4f4").ljust(510, b"\0") + b"\x55\xaa"
+# Ends QEMU with status 33, if the guest's processor does run: finit, which UEFI begins with, and
+# which some nested KVM cannot do; mov al, 16; out 0xf4, al; hlt
+PROBE = bytes.fromhex("9bdbe3b010e6f4f4").ljust(510, b"\0") + b"\x55\xaa"
+PROBING = """\
+qemu-system-x86_64 -M pc -accel kvm -cpu host -m 64 -nodefaults -display none
+-device isa-debug-exit,iobase=0xf4,iosize=4 -drive file=probe,format=raw,if=ide
+"""
 
 
 class Arch(NamedTuple):
-    program: str
     machine: str
     cpu: str  # without KVM; QEMU's own default for pointer authentication is slow
-    uefi: str  # its code, and its variables
+    code: str  # UEFI's
     variables: str
     packages: str
 
 
 ARCHS = {
     "x86_64": Arch(
-        *("qemu-system-x86_64", "q35", "max"),
-        *("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+        *("q35", "max", "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
         "qemu-system-x86 ovmf",
     ),
     "aarch64": Arch(
-        *("qemu-system-aarch64", "virt", "max,pauth-impdef=on"),
+        *("virt", "max,pauth-impdef=on"),
         *("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),
         "qemu-system-arm qemu-efi-aarch64",
     ),
@@ -72,11 +73,10 @@ class Trial(NamedTuple):
     """What is tried, and how."""
 
     image: Path
-    format: str
+    format: str  # QEMU's name for it
     uefi: bool
-    arch: Arch
     kvm: bool
-    timeout: float
+    options: argparse.Namespace
     directory: Path
     console: Path
     host: SimulatedHost
@@ -88,16 +88,16 @@ Promise = tuple[Optional[bool], str]  # whether it is kept; None: cannot be told
 # ---- What kind of disk it is
 
 
-def check_programs(arch: Arch) -> None:
+def check_programs(arch: str) -> None:
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # which not every user's has
-    for one in (*PROGRAMS, arch.program, arch.uefi):
-        if not shutil.which(one, os.F_OK):
-            packages = f"{PACKAGES} {arch.packages}"
+    for one in (*PROGRAMS, f"qemu-system-{arch}", ARCHS[arch].code):
+        if not shutil.which(one, mode=os.F_OK):
+            packages = f"{PACKAGES} {ARCHS[arch].packages}"
             raise ValueError(f"{one} is missing; first: apt-get install {packages}")
 
 
 def qemu_img(*arguments: str) -> str:
-    done = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         raise ValueError(done.stderr.partition("\n")[0])
     return done.stdout
@@ -118,8 +118,8 @@ def disk_format(image: Path) -> str:
 def has_esp(image: Path, kind: str, directory: Path) -> bool:
     """Return whether the partition table has an EFI system partition."""
     head = directory / "head"
-    source, target = f"if={image}", f"of={head}"
-    qemu_img("dd", "-f", kind, "-O", "raw", "bs=1M", "count=1", source, target)
+    places = (f"if={image}", f"of={head}")
+    qemu_img("dd", "-f", kind, "-O", "raw", "bs=1M", "count=1", *places)
     data = head.read_bytes()
     if data[510:512] != b"\x55\xaa":
         raise ValueError(f"{image} has neither a partition table nor a boot sector")
@@ -134,16 +134,9 @@ def kvm_works(arch: str, directory: Path) -> bool:
         return False
     if arch != "x86_64":
         return True
-    sector = directory / "probe"
-    sector.write_bytes(PROBE.ljust(1 << 20, b"\0"))
-    command = [
-        *f"{ARCHS[arch].program} -M pc -accel kvm -cpu host -m 64 -nodefaults".split(),
-        *"-display none -device isa-debug-exit,iobase=0xf4,iosize=4".split(),
-        *("-drive", f"file={sector},format=raw,if=ide"),
-    ]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return subprocess.run(command, capture_output=True, check=False, timeout=5).returncode == 33
-    return False
+    (directory / "probe").write_bytes(PROBE.ljust(1 << 20, b"\0"))
+    command = ["timeout", "5", *PROBING.split()]
+    return subprocess.run(command, cwd=directory, capture_output=True).returncode == 33
 
 
 # ---- A boot
@@ -159,10 +152,9 @@ class Boot:
         self.lease: Optional[float] = None
         self.ready: Optional[float] = None
         self.address = self.name = ""  # of the last lease, and that it was asked for
-        self.accepted = 0  # reports
         self.requests: list[Request] = []
+        self.reports = 0  # that were accepted
         self.keys: list[str] = []  # of its SSH server
-        self.ended = False  # by itself
         self.seconds = 0.0  # that it was watched
 
     def now(self) -> float:
@@ -174,8 +166,8 @@ class Boot:
     def take_request(self, request: Request) -> None:
         self.tell(f"{request.service} {request.method} {request.target} -> {request.answer}")
         self.requests.append(request)
-        if len(self.host.accepted) > self.accepted:
-            self.accepted = len(self.host.accepted)
+        self.reports = len(self.host.accepted)
+        if self.reports:
             self.ready = self.ready or self.now()
 
     def look_at_leases(self) -> None:
@@ -188,35 +180,31 @@ class Boot:
         for line in text.decode("utf-8", "replace").splitlines():
             name = re.search(r"client provides name: (\S+)", line)
             lease = re.search(r"DHCPACK\(\w+\) ([\d.]+)", line)
-            if name:
-                self.name = name.group(1)
+            self.name = name.group(1) if name else self.name
             if lease:
-                self.address = lease.group(1)
-                self.lease = self.lease or self.now()
+                self.address, self.lease = lease.group(1), self.lease or self.now()
                 asked = f", asked for as {self.name}" if self.name else ""
                 self.tell(f"DHCP lease of {self.address}{asked}")
 
 
 def qemu(trial: Trial, number: int) -> list[str]:
     """Return the command that runs the machine with this *number*."""
-    arch = trial.arch
-    firmware = []
-    if trial.uefi:
-        firmware = [
-            *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={arch.uefi}"),
-            *("-drive", f"if=pflash,format=raw,unit=1,file={trial.directory}/variables-{number}"),
-            # Else it would ask for a lease itself when it finds nothing to boot.
-            *"-fw_cfg name=opt/org.tianocore/IPv4PXESupport,string=n".split(),
-        ]
+    arch, cpu = ARCHS[trial.options.arch], trial.options.cpu or ARCHS[trial.options.arch].cpu
+    firmware = [
+        *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={arch.code}"),
+        *("-drive", f"if=pflash,format=raw,unit=1,file={trial.directory}/variables-{number}"),
+        # Else it would ask for a lease itself when it finds nothing to boot.
+        *"-fw_cfg name=opt/org.tianocore/IPv4PXESupport,string=n".split(),
+    ]
     disk = f"file={trial.directory}/disk-{number},format=qcow2,if=virtio,cache=unsafe"
     return [
-        *f"{arch.program} -M {arch.machine} -smp 2 -m 1024 -nodefaults -display none".split(),
-        *("-accel kvm -cpu host" if trial.kvm else f"-accel tcg -cpu {arch.cpu}").split(),
-        *("-serial", "stdio", "-monitor", f"unix:{trial.directory}/monitor,server,nowait"),
-        *(*firmware, "-drive", disk),
+        *f"qemu-system-{trial.options.arch} -M {arch.machine} -smp 2 -m 1024".split(),
+        *("-accel kvm -cpu host" if trial.kvm else f"-accel tcg -cpu {cpu}").split(),
+        *"-nodefaults -display none -device virtio-rng-pci -serial stdio".split(),
+        *("-monitor", f"unix:{trial.directory}/monitor,server,nowait"),
+        *(*(firmware if trial.uefi else []), "-drive", disk),
         *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
         *("-device", f"virtio-net-pci,netdev=net,mac=00:0d:3a:00:00:0{number},romfile="),
-        *"-device virtio-rng-pci".split(),
         *("-smbios", "type=1,manufacturer=Microsoft Corporation,product=Virtual Machine"),
         *("-smbios", f"type=3,asset={ASSET_TAG}"),
     ]
@@ -234,11 +222,10 @@ def ssh_host_keys(address: str, seconds: float) -> list[str]:
     """Return the host keys of the SSH server, if there is one within so many seconds."""
     deadline = time.monotonic() + seconds
     keys: list[str] = []
-    scan = ["ssh-keyscan", "-T", "20", address]
     while address and not keys and time.monotonic() < deadline:
         time.sleep(1)
-        out = subprocess.run(scan, capture_output=True, text=True, check=False).stdout
-        keys = [line.split()[-1] for line in out.splitlines() if line[:1] != "#"]
+        scan = subprocess.run(["ssh-keyscan", "-T", "20", address], capture_output=True, text=True)
+        keys = [line.split()[-1] for line in scan.stdout.splitlines() if line[:1] != "#"]
     return keys
 
 
@@ -254,7 +241,7 @@ def boot(trial: Trial, number: int, quiet: float, again: bool = False, patience:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
         seen = Boot(trial.host, trial.directory / "dnsmasq")
         trial.host.on_request = seen.take_request
-        while process.poll() is None and seen.now() < trial.timeout:
+        while process.poll() is None and seen.now() < trial.options.timeout:
             seen.look_at_leases()
             since = seen.lease if again else seen.ready
             if since is not None and seen.now() > since + quiet:
@@ -262,7 +249,7 @@ def boot(trial: Trial, number: int, quiet: float, again: bool = False, patience:
                 break
             time.sleep(0.2)
         seen.look_at_leases()
-        seen.ended, seen.seconds = process.poll() is not None, seen.now()
+        seen.seconds = seen.now()
         if seen.lease is not None:  # else it may not even have booted
             press_power_button(process, trial.directory)
     finally:
@@ -275,37 +262,20 @@ def boot(trial: Trial, number: int, quiet: float, again: bool = False, patience:
 # ---- The verdict
 
 
-def likely_reason(seen: Boot, console: str) -> str:
-    """Say why Ready may be missing, as the README's table of symptoms does."""
-    failures = re.findall("(?:Goal state|Health report) failed: [ -~]*", console)
-    if "Press any key to proceed" in console:
-        return "systemd-firstboot waits for a key: mask that service"
-    if "Kernel panic" in console:
-        return "its kernel panicked; without KVM it may be QEMU: try --cpu=max,-cx16"
-    if seen.ended:
-        return "the machine went off: its console says why"
-    if failures:
-        return str(failures[-1])
-    if any(request.method == "POST" for request in seen.requests):
-        return "its reports were refused"
-    if seen.requests:
-        return "it talks to the platform, but nothing in it reports Ready"
-    if seen.lease is not None:
-        return "the unit, or another agent, is not enabled, or waits; or a firewall holds it back"
-    return "it has no network manager, or one for another card (README: step 3); or did not boot"
-
-
 def judge(first: Boot, others: list[Boot], name: str) -> list[Promise]:
     """Return what came of each promise. The others are the second boot, and another machine's."""
     if first.ready is None:
         return [(False, f"Ready was not accepted in {first.seconds:.0f} s")]
-    times = "once" if first.accepted == 1 else f"{first.accepted} times"
+    times = "once" if first.reports == 1 else f"{first.reports} times"
+    second, *machines = others
+    # Azure's DNS has the name that the last lease was asked for as, if any.
+    dns = f"after the second boot Azure's DNS would have {second.name or 'no name'}"
+    has_name = second.name.split(".")[0] == name
     return [
-        (first.accepted == 1, f"Ready accepted {times}, first after {first.ready:.1f} s"),
-        judge_silence(others[0]),
-        judge_dns("first", first.name, name, may_lack=True),
-        judge_dns("second", others[0].name, name),
-        judge_keys(*(one.keys for one in others)),
+        (first.reports == 1, f"Ready accepted {times}, first after {first.ready:.1f} s"),
+        judge_silence(second),
+        (True, dns) if has_name else (None if second.name else False, f"{dns}, not {name}"),
+        judge_keys(second.keys, [key for machine in machines for key in machine.keys]),
     ]
 
 
@@ -321,15 +291,7 @@ def judge_silence(second: Boot) -> Promise:
     return True, f"the second boot was silent for {second.seconds:.0f} s"
 
 
-def judge_dns(which: str, asked: str, name: str, may_lack: bool = False) -> Promise:
-    """Azure's DNS has the name that the last lease was asked for as, if any."""
-    text = f"after the {which} boot Azure's DNS would have {asked or 'no name'}"
-    if asked.split(".")[0] == name:
-        return True, text
-    return (None if may_lack or not asked else False), f"{text}, not {name}"
-
-
-def judge_keys(keys: list[str], others: Sequence[str] = ()) -> Promise:
+def judge_keys(keys: list[str], others: list[str]) -> Promise:
     if not keys:
         return None, "no SSH server"
     if not others:
@@ -347,7 +309,8 @@ def new_machine(trial: Trial, number: int) -> str:
     backing = ["-b", str(trial.image.resolve()), "-F", trial.format]
     qemu_img("create", "-q", "-f", "qcow2", *backing, f"{trial.directory}/disk-{number}")
     if trial.uefi:
-        shutil.copy(trial.arch.variables, trial.directory / f"variables-{number}")
+        variables = ARCHS[trial.options.arch].variables
+        shutil.copy(variables, trial.directory / f"variables-{number}")
     name = f"tried-{number}"
     ids = (f"container-{number}", f"instance-{number}")
     trial.host.vm = Vm(name, name, *ids, public_keys=(SSH_KEY,))
@@ -366,16 +329,15 @@ def try_image(trial: Trial) -> bool:
         print("First boot of another machine")
         new_machine(trial, 2)
         others.append(boot(trial, 2, SETTLE_SECONDS, patience=SSH_SECONDS))
-    promises = judge(first, others, name)
     print()
+    promises = judge(first, others, name)
     for kept, text in promises:
         print(f"{ {True: 'yes', False: 'NO', None: '?'}[kept]:>4}  {text}")
-    if first.ready is None:
-        reason = likely_reason(first, trial.console.read_text(errors="replace"))
-        print("      likely:", reason)
     good = all(kept is not False for kept, _ in promises)
     print("\nVerdict:", "good" if good else "BAD: Azure would reboot such a VM, or it is not right")
     print("Console:", trial.console)
+    if first.ready is None:  # its last words are likely the reason
+        print(*trial.console.read_text(errors="replace").splitlines()[-LAST_WORDS:], sep="\n")
     return good
 
 
@@ -392,8 +354,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace, directory: Path, host: SimulatedHost) -> Trial:
     """Find out what the image is."""
-    image, arch = options.image, ARCHS[options.arch]
-    kind = disk_format(image)
+    image, kind = options.image, disk_format(options.image)
     uefi = has_esp(image, kind, directory)
     if not uefi and options.arch != "x86_64":
         raise ValueError(f"{options.arch} has no BIOS: its disks need an EFI system partition")
@@ -404,8 +365,7 @@ def prepare(options: argparse.Namespace, directory: Path, host: SimulatedHost) -
     handle, console = tempfile.mkstemp(prefix="try-image-", suffix=".console")
     os.close(handle)
     print("Console:", console, flush=True)
-    arch = arch._replace(cpu=options.cpu or arch.cpu)
-    return Trial(image, kind, uefi, arch, kvm, options.timeout, directory, Path(console), host)
+    return Trial(image, kind, uefi, kvm, options, directory, Path(console), host)
 
 
 def main() -> int:
@@ -415,7 +375,7 @@ def main() -> int:
             raise ValueError("it needs root")
         if not options.image.is_file():
             raise ValueError(f"there is no file {options.image}")
-        check_programs(ARCHS[options.arch])
+        check_programs(options.arch)
         problem = isolate()
         if problem:
             raise ValueError(problem)
@@ -423,8 +383,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="try-image-") as name:
             directory = Path(name)
             with SimulatedHost(Vm(), *PLATFORM_ENDPOINTS) as host, dhcp(directory):
-                trial = prepare(options, directory, host)
-                return 0 if try_image(trial) else 1
+                return 0 if try_image(prepare(options, directory, host)) else 1
     except (OSError, RuntimeError, ValueError) as error:
         print(f"try_image.py: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import io
 import re
 import socket
 import time
-from typing import Any, ClassVar, NamedTuple, Optional, Union, cast
+from typing import NamedTuple, Optional, Union, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -317,52 +317,37 @@ def test_get_does_not_wait_for_a_connection_where_packets_vanish(
     assert 0.5 <= time.monotonic() - start < 0.5 + SLACK
 
 
-class Peer(socket.socket):
-    """A socket that notes how long it may wait, and whose connection takes some time."""
-
-    limits: ClassVar[list[Optional[float]]] = []
-    clock: ClassVar[StoppedClock] = StoppedClock()
-    takes: ClassVar[float] = 0
-
-    def connect(self, address: tuple[str, int]) -> None:  # type: ignore[override]
-        self.limits.append(self.gettimeout())
-        self.clock.now += self.takes
-        super().connect(address)
-
-    def recv_into(self, *arguments: Any) -> int:
-        if self.gettimeout():  # else it is the host's
-            self.limits.append(self.gettimeout())
-        return super().recv_into(*arguments)
+# To the deadline, how long it takes to connect: how long it may wait, for that and then for the rest.
+LIMITS: dict[tuple[float, float], list[float]] = {
+    (1200, 0): [5, 30],
+    (1200, 4): [5, 26],
+    (29, 0): [5, 29],
+    (4, 3): [4, 1],
+    (0.5, 0): [1, 1],  # the last attempt
+    (-9, 0): [1, 1],
+    (4, 60): [4, 0.001],  # too late: as good as nothing, where 0 would have another meaning
+}
 
 
-@pytest.mark.parametrize(
-    "left, takes, limits",
-    [
-        (1200, 0, [5, 30]),  # to connect, and then for the rest
-        (1200, 4, [5, 26]),
-        (29, 0, [5, 29]),
-        (4, 3, [4, 1]),
-        (0.5, 0, [1, 1]),  # the last attempt
-        (-9, 0, [1, 1]),
-        (4, 60, [4, 0.001]),  # too late: as good as nothing, where 0 would have another meaning
-    ],
-)
+@pytest.mark.parametrize("left, takes", LIMITS)
 def test_get_gives_a_connection_five_seconds_and_the_answer_what_is_left_of_thirty(
-    host: SimulatedHost,
     url: str,
     stopped_clock: StoppedClock,
     monkeypatch: pytest.MonkeyPatch,
     left: float,
     takes: float,
-    limits: list[float],
 ) -> None:
-    monkeypatch.setattr("socket.socket", Peer)
-    for name, value in {"limits": [], "clock": stopped_clock, "takes": takes}.items():
-        monkeypatch.setattr(Peer, name, value)
-    host.misbehave("goalstate", "silent" if takes > left else "close")
-    with pytest.raises(socket.timeout if takes > left else ValueError):
-        get(url, "", stopped_clock.now + left)
-    assert Peer.limits == limits
+    limits: list[float] = []
+    connect = socket.socket.connect
+
+    def connect_late(self: socket.socket, address: tuple[str, int]) -> None:
+        stopped_clock.now += takes
+        connect(self, address)
+
+    monkeypatch.setattr("socket.socket.connect", connect_late)
+    monkeypatch.setattr("socket.socket.settimeout", lambda self, limit: limits.append(limit))
+    get(url, "x-ms-version: 2012-11-30\r\n", stopped_clock.now + left)
+    assert limits[:2] == LIMITS[left, takes]
 
 
 @pytest.mark.parametrize("refused", [False, True])

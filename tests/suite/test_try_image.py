@@ -1,19 +1,21 @@
-"""tests/try_image.py, also on a disk made from scratch; and tests/demo.py where it cannot run."""
+"""tests/try_image.py, also on a disk made from scratch."""
 
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 
 import try_image
 from conftest import heed_sigint, require, require_tools, wait_until
+from world import interruption
 from world.disks import make_uefi_disk
-from world.host import SimulatedHost
+from world.host import Request, SimulatedHost
 from world.images import ARM64, IMAGES, build_from_scratch, fresh_disk, in_checkout, install
 from world.sandbox import REPOSITORY
 
@@ -57,7 +59,7 @@ FOREIGN = [name for name in IMAGES if name.endswith(ARM64)]
 if FOREIGN:  # only by hand
 
     @pytest.mark.parametrize("release", FOREIGN)
-    def test_a_disk_for_another_processor_gets_a_good_verdict(image: Path, tmp_path: Path) -> None:
+    def test_try_image_has_a_good_verdict_on_another_processor(image: Path, tmp_path: Path) -> None:
         """By emulation, and with the image's own boot loader."""
         require_tools("qemu-system-aarch64", *DISK_TOOLS)
         with fresh_disk(image, tmp_path / "machine") as root:
@@ -70,7 +72,7 @@ if FOREIGN:  # only by hand
 def temporary(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory for temporary files, where there is all that a trial needs."""
     try:
-        try_image.check_programs(try_image.ARCHS[platform.machine()])
+        try_image.check_programs(platform.machine())
     except ValueError as error:
         require(False, str(error))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -83,11 +85,10 @@ def temporary(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (None, "there is no file"),
         (b"conectix".ljust(100), "is no disk: it has 100 bytes"),
         (b"no disk".ljust(1 << 20), "has neither a partition table nor a boot sector"),
-        (b"QFI\xfb".ljust(1 << 20, b"x"), "nsupported qcow2 version"),
         (b"QFI\xfb\0\0\0\3".ljust(1 << 20, b"\0"), "qemu-img: Could not open"),
     ],
 )
-def test_what_is_no_disk_is_refused_in_one_line(
+def test_try_image_refuses_what_is_no_disk_in_one_line(
     temporary: Path, content: Optional[bytes], reason: str
 ) -> None:
     image = temporary / "image"
@@ -95,14 +96,10 @@ def test_what_is_no_disk_is_refused_in_one_line(
         image.write_bytes(content)
     done = try_it(str(image))
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("try_image.py: ")
-    assert reason in line
-    assert "Errno" not in line
-    assert "['" not in line
+    assert re.fullmatch(f"try_image.py: .*{reason}.*\n", done.stderr)
 
 
-def test_that_it_needs_root_is_said_before_what_else_is_missing(
+def test_try_image_says_that_it_needs_root_before_what_else_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -122,17 +119,16 @@ def disk_that_does_not_boot(directory: Path) -> Path:
     return path
 
 
-def test_a_disk_that_does_not_boot_gets_a_bad_verdict(temporary: Path) -> None:
+def test_try_image_has_a_bad_verdict_on_a_disk_that_does_not_boot(temporary: Path) -> None:
     disk = disk_that_does_not_boot(temporary)
     done = try_it("--timeout=1", str(disk))
     assert (done.returncode, done.stderr) == (1, "")
     assert f"{disk}: vpc, no EFI system partition: BIOS; tried with " in done.stdout
-    assert "\n  NO  Ready was not accepted in 1 s\n      likely: it has no network" in done.stdout
-    assert "\nVerdict: BAD" in done.stdout
+    assert "\n  NO  Ready was not accepted in 1 s\n\nVerdict: BAD" in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_it_leaves_nothing_but_the_console(
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_try_image_interrupted_leaves_nothing_but_the_console(
     temporary: Path, number: signal.Signals
 ) -> None:
     command = [*COMMAND, str(disk_that_does_not_boot(temporary))]
@@ -144,67 +140,36 @@ def test_interrupted_it_leaves_nothing_but_the_console(
     assert {path.suffix for path in temporary.iterdir()} == {".vhd", ".console"}
 
 
-INTERRUPTED_TWICE = """\
-import contextlib, os, signal
-from world import interruption
-interruption.heed()
-with contextlib.suppress(KeyboardInterrupt):
-    os.kill(os.getpid(), signal.SIGINT)
-os.kill(os.getpid(), signal.SIGTERM)
-"""
+def seen(host: SimulatedHost, log: Path, *keys: str, reports: int = 0) -> try_image.Boot:
+    """A boot with a lease and Ready, as it ends."""
+    log.write_text("")
+    boot = try_image.Boot(host, log)
+    log.write_text("1 client provides name: tried-1\n2 DHCPACK(tap0) 10.0.0.4 00:0d:3a:00:00:01\n")
+    boot.look_at_leases()
+    boot.ready, boot.reports, boot.keys = 1.0, reports, list(keys)
+    return boot
 
 
-def test_a_second_signal_does_not_interrupt_what_comes_of_the_first() -> None:
-    command = [sys.executable, "-c", INTERRUPTED_TWICE]
-    subprocess.run(command, cwd=f"{REPOSITORY}/tests", check=True, preexec_fn=heed_sigint)
+# What becomes of a good trial: the number of reports, the second boot's requests, its name, keys.
+BAD: dict[str, dict[str, Any]] = {
+    "": {},
+    "Ready accepted 2 times": {"reports": 2},
+    "the second boot posted 1 times": {"method": "POST"},
+    "after the second boot Azure's DNS would have no name": {"name": ""},
+    "two machines of this image share SSH host keys": {"key": "key-1"},
+}
 
 
-@pytest.fixture
-def seen(host: SimulatedHost, tmp_path: Path) -> try_image.Boot:
-    (tmp_path / "dnsmasq").touch()
-    return try_image.Boot(host, tmp_path / "dnsmasq")
-
-
-@pytest.mark.parametrize(
-    "console, reason",
-    [
-        ("-- Press any key to proceed --", "systemd-firstboot waits for a key"),
-        ("Kernel panic - not syncing", "its kernel panicked"),
-        ("Goal state failed: one\r\n [1.2] Goal state failed: two\r\n", "Goal state failed: two"),
-        ("", "the unit, or another agent, is not enabled"),
-    ],
-)
-def test_what_the_console_says_is_a_reason(seen: try_image.Boot, console: str, reason: str) -> None:
-    seen.lease = 1.0
-    assert try_image.likely_reason(seen, console).startswith(reason)
-
-
-NAMELESS = "dnsmasq-dhcp: 1 DHCPACK(tap0) 10.0.0.4 00:0d:3a:00:00:01\n"
-NAMED = f"dnsmasq-dhcp: 2 client provides name: tried-1\n{NAMELESS}"
-
-
-@pytest.mark.parametrize(
-    "log, kept, name",
-    [
-        (NAMELESS, None, "no name, not tried-1"),
-        (NAMELESS + NAMED, True, "tried-1"),
-        (NAMED.replace("tried-1", "debian"), None, "debian, not tried-1"),
-    ],
-)
-def test_it_tells_the_name_that_azures_dns_has_after_the_first_boot(
-    seen: try_image.Boot, log: str, kept: Optional[bool], name: str
+@pytest.mark.parametrize("text", BAD)
+def test_try_image_tells_each_promise_that_is_not_kept(
+    host: SimulatedHost, tmp_path: Path, text: str
 ) -> None:
-    seen.log.write_text(log)
-    seen.look_at_leases()
-    promise = try_image.judge_dns("first", seen.name, "tried-1", may_lack=True)
-    assert promise == (kept, f"after the first boot Azure's DNS would have {name}")
-
-
-WITHOUT_PROC = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
-
-
-def test_where_there_is_no_proc_the_demo_says_what_it_needs(isolated: None) -> None:
-    command = [*WITHOUT_PROC, sys.executable, f"{REPOSITORY}/tests/demo.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "demo.py: it needs Linux, with /proc\n"
+    bad, log = BAD[text], tmp_path / "dnsmasq"
+    first = seen(host, log, reports=bad.get("reports", 1))
+    second, other = seen(host, log, "key-1"), seen(host, log, bad.get("key", "key-2"))
+    second.requests = [Request(0, "wireserver", bad.get("method", "GET"), "/", {}, b"", "200")]
+    second.name = bad.get("name", second.name)
+    promises = try_image.judge(first, [second, other], "tried-1")
+    broken = [what for kept, what in promises if kept is False]
+    assert len(broken) == bool(text)
+    assert all(what.startswith(text) for what in broken)
