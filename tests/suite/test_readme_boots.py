@@ -49,12 +49,8 @@ def root(installed: Path) -> Path:
 
 
 @pytest.fixture
-def vm() -> Vm:
-    return Vm()  # the one in the README
-
-
-@pytest.fixture
 def host(platform_host: SimulatedHost) -> SimulatedHost:
+    platform_host.vm = Vm()  # the one in the README
     return platform_host
 
 
@@ -279,9 +275,8 @@ def test_it_boots_after_the_agents_were_removed_as_the_guide_says(
         assert_it_boots_in_a_network_of_its_own(root, host)
 
 
-IDENTITY = ["etc/machine-id"] + [
-    f"etc/ssh/ssh_host_{kind}_key.pub" for kind in ("ecdsa", "ed25519", "rsa")
-]
+KEYS = ("ecdsa", "ed25519", "rsa")
+IDENTITY = ["etc/machine-id", *(f"etc/ssh/ssh_host_{kind}_key.pub" for kind in KEYS)]
 SECRETS = ["root/.bash_history", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed"]
 
 
@@ -314,8 +309,8 @@ def test_machines_of_one_image_share_no_identity(
         assert len(set(values)) == 3, "the builder and its two machines share it"
 
 
-SSH_OPTIONS = "BatchMode=yes IdentitiesOnly=yes IdentityAgent=none UserKnownHostsFile=/dev/null"
-SSH_OPTIONS += " StrictHostKeyChecking=no ConnectTimeout=5"
+SSH_OPTIONS = "-o BatchMode=yes -o IdentitiesOnly=yes -o IdentityAgent=none -o ConnectTimeout=5"
+SSH_OPTIONS += " -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 
 
 def new_key(file: Path) -> str:
@@ -325,17 +320,8 @@ def new_key(file: Path) -> str:
 
 def log_in(key: Path) -> str:
     """Try to log in to the machine, whose network this process is in; return what ssh says."""
-    options = [f"-o{one}" for one in SSH_OPTIONS.split()]
-    done = subprocess.run(
-        ["ssh", "-F", "none", "-i", str(key), *options, "builder@127.0.0.1", "id -un"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return done.stdout
+    command = f"exec ssh -F none -i {key} {SSH_OPTIONS} builder@127.0.0.1 id -un 2>&1 </dev/null"
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("release", ["debian-12", "debian-testing"])
