@@ -40,7 +40,7 @@ def test_it_names_options_and_exit_statuses_that_the_help_has() -> None:
     for option in re.findall("--[a-z-]+", options):
         assert option in said
     assert "exit status 1 (Ready was not accepted) or 3 (the name is not set)" in WORDS
-    assert "  1    Ready was not accepted in time" in said
+    assert "  1    Ready was not accepted " in said
     assert "  3    Ready was accepted, the host name is not set" in said
 
 
@@ -174,16 +174,15 @@ def test_a_pasted_block_stops_where_a_command_fails_and_can_be_pasted_again(
     assert still == "The shell is open."
     again = paste(text, scratch / "good", program)
     assert (again.out, again.files) == (good.out, {}), "pasted twice it does something else"
-    for number, call in enumerate(good.calls, 1):
-        bad = paste(text, scratch / str(number), program, fail=number)
+    for number, call in enumerate(good.calls, 1):  # each over what the ones before have left
+        bad = paste(text, scratch / "bad", program, fail=number)
         if call == HARMLESS:
-            assert bad == good
+            assert bad.out == good.out
             continue
         assert bad.calls == good.calls[:number], "it went on"
         assert (bad.out.splitlines()[-1], said in bad.out) == (still, False)
-        again = paste(text, scratch / str(number), program)
-        assert again.out.splitlines()[-2:] == end
-        assert {**bad.files, **again.files} == good.files
+    assert paste(text, scratch / "bad", program).out.splitlines()[-2:] == end
+    assert look(scratch / "bad") == look(scratch / "good")
     for file in good.files:
         bad = paste(text, scratch / f"no-{Path(file).name}", program, refuses=file)
         assert (bad.out.splitlines()[-1], said in bad.out) == (still, False)
