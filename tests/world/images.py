@@ -19,7 +19,6 @@ from world.sandbox import REPOSITORY
 SSH = "openssh-server,curl"  # curl fetches Azure's SSH key
 IMDS_CLIENT = "systemd-imds"
 KERNEL = "initramfs-tools,linux-image-cloud-amd64,udev"  # for the virtual machines
-ARM64_KERNEL = "initramfs-tools,linux-image-cloud-arm64,systemd-boot-efi,udev"
 PACKAGES = "dbus,systemd,systemd-sysv"
 DMI, ASSET_TAG = "/sys/class/dmi/id", "7783-7084-3265-9085-8269-3286-77"  # Azure's
 LEAVE_OUT = 'cd "$1/usr/share" && rm -rf doc info locale man'
@@ -64,8 +63,6 @@ BY_HAND = {
     for version, suite in (("22.04", "jammy"), ("24.04", "noble"), ("26.04", "resolute"))
 }
 BY_HAND["debian-13-selinux"] = Image("trixie", FULL, f"{KERNEL},{SELINUX}")
-ARM64 = "-arm64"  # ends the names of these; elsewhere they need arch-test and qemu-user-static
-BY_HAND["debian-13-arm64"] = Image("trixie", FULL, f"{ARM64_KERNEL},{SSH}")
 
 
 def select(names: str) -> None:
@@ -82,7 +79,6 @@ def build(name: str, directory: Path) -> Path:
         *MMDEBSTRAP,
         f"--customize-hook={LEAVE_OUT}",
         f"--include={PACKAGES},{image.python},{image.packages}",
-        *(["--architectures=arm64"] if name.endswith(ARM64) else []),
         image.suite,
         name,
         *([image.source] if image.source else []),
