@@ -37,7 +37,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: dict[str, str] = json.loads(os.environ["PYTHONS"])
 # These explain a failure best, so it is reported there first.
-FIRST = "http documents find_name report_ready set_host_name say command_line".split()
+FIRST = "command_line documents http find_name report_ready set_host_name say".split()
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
@@ -66,8 +66,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
-    parser.addoption("--walks", type=int, default=400, help="random walks over the fault table")
-    parser.addoption("--oracle-cases", type=int, default=4000, help="answers to compare judges on")
+    parser.addoption("--walks", type=int, default=200, help="random walks over the fault table")
+    parser.addoption("--oracle-cases", type=int, default=1000, help="answers to compare judges on")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -96,16 +97,81 @@ def test_parse_arguments_names_the_first_of_several_unexpected_ones() -> None:
     assert "'one'" in call("one", "two")[2]
 
 
+# ---- main, with its steps replaced
+
+Steps = dict[str, list[Any]]  # what each was called with
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    called: Steps = {}
+    answers = {"report_ready": None, "find_name": ("web_1", "web-1"), "set_host_name": None}
+
+    def stand_in(step: str) -> Callable[..., object]:
+        return lambda *arguments: called.update({step: list(arguments)}) or answers[step]
+
+    for step in answers:
+        monkeypatch.setattr(script, step, stand_in(step))
+    monkeypatch.setattr(sys, "argv", ["azure_provisioning.py"])
+    return called
+
+
+WIRESERVER, IMDS = script.DEFAULTS.values()
+
+
+def test_main_reports_ready_and_then_sets_the_name_it_finds(
+    steps: Steps, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main() == 0
+    assert list(steps.items()) == [
+        ("report_ready", [WIRESERVER, 1200, False]),
+        ("find_name", [IMDS, 300]),
+        ("set_host_name", ["web-1"]),
+    ]
+    assert capfd.readouterr().out == "Host name web-1 set; IMDS has 'web_1'\n"
+
+
+def test_main_in_a_dry_run_sets_no_name(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--dry-run", "--timeout=7", "--imds=http://h"])
+    assert script.main() == 0
+    assert steps == {"report_ready": [WIRESERVER, 7, True], "find_name": ["http://h", 7]}
+    assert capfd.readouterr().out == "Would set the host name web-1; IMDS has 'web_1'\n"
+
+
+@pytest.mark.parametrize(
+    "step, status", [("report_ready", 1), ("find_name", 3), ("set_host_name", 3)]
+)
+@pytest.mark.parametrize("error", [script.GaveUp("A step failed: why"), KeyboardInterrupt()])
+def test_main_ends_at_the_step_that_gave_up(
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    step: str,
+    status: int,
+    error: BaseException,
+) -> None:
+    def give_up(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(script, step, give_up)
+    gave_up = isinstance(error, script.GaveUp)
+    assert script.main() == (status if gave_up else 130)
+    said = "A step failed: why; giving up" if gave_up else "Interrupted"
+    assert capfd.readouterr() == ("", said + "\n")
+    assert len(steps) == ["report_ready", "find_name", "set_host_name"].index(step)
+
+
 @pytest.mark.parametrize("module", ["getopt", "re"])
 def test_main_needs_no_parser_of_options_in_the_unit(
-    module: str, monkeypatch: pytest.MonkeyPatch
+    steps: Steps, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    for step in ("report_ready", "set_host_name"):
-        monkeypatch.setattr(script, step, lambda *_: None)
-    monkeypatch.setattr(script, "find_name", lambda *_: ("myvm", "myvm"))
-    monkeypatch.setattr(sys, "argv", ["azure_provisioning.py"])
     assert script.main() == 0
+
+
+# ---- The file
 
 
 def test_deadlines_count_on_no_clock_that_can_be_set() -> None:

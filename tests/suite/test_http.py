@@ -318,7 +318,7 @@ def test_get_does_not_wait_for_a_connection_where_packets_vanish(
 
 
 # To the deadline, how long it takes to connect: how long it may wait, for that and then for the rest.
-LIMITS = {
+LIMITS: dict[tuple[float, float], list[float]] = {
     (1200, 0): [5, 30],
     (1200, 4): [5, 26],
     (29, 0): [5, 29],
