@@ -35,21 +35,19 @@ Exit status:
 """
 DEFAULTS = {"--wireserver": "http://168.63.129.16", "--imds": "http://169.254.169.254"}
 WIRESERVER_HEADERS = "x-ms-version: 2012-11-30\r\nx-ms-agent-name: azure-provisioning\r\n"
-# PARENT/ELEMENT, which may be anywhere in the document, as cloud-init and waagent look for them.
 GOAL_STATE = ["GoalState/Incarnation", "Container/ContainerId", "RoleInstance/InstanceId"]
 HEALTH_REPORT = """<Health><GoalStateIncarnation>{Incarnation}</GoalStateIncarnation><Container>
 <ContainerId>{ContainerId}</ContainerId><RoleInstanceList><Role><InstanceId>{InstanceId}</InstanceId>
 <Health><State>Ready</State></Health></Role></RoleInstanceList></Container></Health>
 """
-# By step; in the first api-version that has it, and in one that Azure Stack Hub knows, too.
+# By step. 2020-07-15 is the first version with computerName; Azure Stack Hub knows 2017-12-01.
 IMDS_LEAVES = {
     "Computer name": "/instance/compute/osProfile/computerName?api-version=2020-07-15&format=text",
     "VM name": "/instance/compute/name?api-version=2017-12-01&format=text",
 }
-# What systemd's own client has on its packets: 261 and newer can keep IMDS to it, even from root.
-IMDS_MARK = 0x7FFF0815
+IMDS_MARK = 0x7FFF0815  # of systemd's own client, to which 261 and newer can keep IMDS
 ETC_HOSTNAME, KERNEL_HOSTNAME = "/etc/hostname", "/proc/sys/kernel/hostname"
-WIRESERVER_SECONDS = 1200  # then the platform reboots the VM; after 20 minutes more it gives up
+WIRESERVER_SECONDS = 1200  # then the platform reboots the VM, and the next boot tries again
 IMDS_SECONDS = 300  # as cloud-init's
 PATIENCE_SECONDS = 60  # with an IMDS that knows no computer name: it may know it soon
 STEP_SECONDS = 30  # one request and its whole answer
@@ -60,7 +58,7 @@ said: "dict[str, float]" = {}  # lines of attempts, and when each was last said
 
 
 class GaveUp(Exception):
-    """A step failed for good; the text says which, and why."""
+    """A step failed, and will not be tried again in this boot; that was said."""
 
 
 class Absent(Exception):
@@ -77,19 +75,17 @@ def main() -> int:
         report_ready(options["--wireserver"], timeout or WIRESERVER_SECONDS, dry_run)
         status = 3
         name, host_name = find_name(options["--imds"], timeout or IMDS_SECONDS)
-        made_of = "" if host_name == name else f"; IMDS has {name!a}"
-        if dry_run:
-            say(f"Would set the host name {host_name}{made_of}")
-        else:
+        if not dry_run:
             set_host_name(host_name)
-            say(f"Host name {host_name} set{made_of}")
+        line = f"Would set the host name {host_name}" if dry_run else f"Host name {host_name} set"
+        say(line, "" if host_name == name else f"; IMDS has {name!a}")
         status = 0
-    except GaveUp as error:
-        say(str(error), "; giving up", error=True)
+    except GaveUp:
+        pass  # and that was said
     except KeyboardInterrupt:
         say("Interrupted", error=True)
         status = 130
-    except Exception as error:  # of the command line: all others are tried again, or GaveUp
+    except Exception as error:  # of the command line: what else goes wrong is tried again or said
         say(f"azure_provisioning.py: {error} (try --help)", error=True)
     return status
 
@@ -121,7 +117,7 @@ def report_ready(wireserver: str, seconds: float, dry_run: bool) -> None:
 
 
 def parse_goal_state(body: bytes) -> "dict[str, str]":
-    """Return the first value of each element in GOAL_STATE, by its name; raise ValueError."""
+    """Return GOAL_STATE's values by element: the first, anywhere, as waagent; raise ValueError."""
     tags: list[str] = []  # of the open elements
     pieces: list[str] = []  # of the text since the last tag
     texts: dict[str, str] = {}  # by PARENT/ELEMENT
@@ -157,8 +153,8 @@ def build_health_report(goal_state: "dict[str, str]") -> bytes:
 
 
 def find_name(imds: str, seconds: float) -> "tuple[str, str]":
-    """Return the name that IMDS has, and the host name made of it; raise GaveUp in *seconds*."""
-    none_since = time.monotonic()  # all that IMDS has said since: there is no computer name
+    """Return the name in IMDS and the host name made of it; raise GaveUp after *seconds*."""
+    none_since = time.monotonic()  # since then IMDS has said only that it has no computer name
     deadline, patience = none_since + seconds, min(PATIENCE_SECONDS, seconds / 2)
     step = "Computer name"
     while True:
@@ -169,9 +165,9 @@ def find_name(imds: str, seconds: float) -> "tuple[str, str]":
             if step == "Computer name" and time.monotonic() - none_since >= patience:
                 say_once(f"{step} failed: {error}; asking for the VM's name")
                 step = "VM name"
-                continue  # at once: for this answer only
+                continue  # at once, and only once: the next attempt asks for the computer name
             pause(step, error, deadline)
-        except Exception as error:  # as above
+        except Exception as error:  # whatever it was, as in report_ready()
             pause(step, error, deadline)
             none_since = time.monotonic()
         step = "Computer name"
@@ -179,7 +175,7 @@ def find_name(imds: str, seconds: float) -> "tuple[str, str]":
 
 def ask_imds(imds: str, leaf: str, deadline: float) -> bytes:
     """Return what a *leaf* of IMDS says; raise Absent if there is none, or whatever went wrong."""
-    body, is_whole = get(imds + "/metadata" + leaf, "Metadata: true\r\n", deadline, IMDS_MARK)
+    body, is_whole = get(imds + "/metadata" + leaf, "Metadata: true\r\n", deadline)
     if not is_whole:
         raise ValueError("the answer does not say where it ends, and may be cut short")
     return body
@@ -194,7 +190,7 @@ def make_host_name(body: bytes) -> "tuple[str, str]":
         raise Absent("the answer is empty")
     if not re.match(r'[^\s\0-\x1f\x7f-\x9f\ufffd<>{":]{1,255}\Z', name):  # as an error page has
         raise ValueError(f"the answer is no name: {name[:80]!a}")
-    # A hyphen for what hostnamed would drop: else web1_1 and web_11 would become one name.
+    # A hyphen for what no host name may have: without it web1_1 and web_11 would become one.
     labels = (re.sub("[^A-Za-z0-9-]+", "-", label).strip("-") for label in name.split("."))
     host_name = ".".join(filter(None, labels))[:64].rstrip("-.")
     if not host_name:
@@ -214,7 +210,7 @@ def set_host_name(name: str) -> None:
     if not failures and socket.gethostname() != name:  # until it was stored, others might set one
         failures.append(OSError(f"it is {socket.gethostname()!a} again"))
     if failures:
-        pause("Host name", failures[0], deadline=0)  # past: another attempt would fail as well
+        pause("Host name", failures[0], deadline=0)  # long past: another attempt would fail, too
 
 
 def store_host_name(name: str) -> None:
@@ -225,15 +221,13 @@ def store_host_name(name: str) -> None:
         file.flush()
         file.truncate()  # only now: on a full disk the old name is better than none
         os.fsync(file.fileno())  # else a power cut may undo this, but not the disabled unit
+    if os.path.realpath(ETC_HOSTNAME).startswith("/run/"):
+        raise OSError(2, "It is in /run, and gone at the next boot")
 
 
-def get(url: str, headers: str, deadline: float, mark: int = 0) -> "tuple[bytes, bool]":
-    """GET *url*; return as read_answer(), or raise what went wrong; *mark* is for the packets."""
+def get(url: str, headers: str, deadline: float) -> "tuple[bytes, bool]":
+    """GET *url*; return what read_answer() does; raise what went wrong."""
     with socket.socket() as connection:
-        try:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        except OSError:
-            pass  # not everybody may: go on without
         return read_answer(send(connection, "GET", url, headers, b"", deadline))
 
 
@@ -247,20 +241,24 @@ def post(url: str, headers: str, body: bytes, deadline: float) -> str:
 def send(
     connection: socket.socket, method: str, url: str, headers: str, body: bytes, deadline: float
 ) -> io.BufferedReader:
-    """Connect, send a request, return the answer to come: all in the time that a step may take."""
+    """Send a request; return the stream of its answer, with what is left of a step's time."""
     _, _, peer, path = url.split("/", 3)
     host, _, port = peer.partition(":")
     head = f"{method} /{path} HTTP/1.1\r\nHost: {peer}\r\nConnection: close\r\n{headers}\r\n"
     now = time.monotonic()
-    seconds = min(max(deadline - now, RETRY_SECONDS), STEP_SECONDS)  # the last attempt has one
+    seconds = min(max(deadline - now, 1), STEP_SECONDS)  # the last attempt starts at the deadline
     connection.settimeout(min(seconds, CONNECT_SECONDS))
-    connection.connect((host, int(port or "80")))
+    try:
+        connection.connect((host, int(port or "80")))
+    except PermissionError:  # not always set: an image may route by marks
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, IMDS_MARK)
+        connection.connect((host, int(port or "80")))
     connection.sendall(head.encode("ascii") + body)
     return io.BufferedReader(Answer(connection, now + seconds))
 
 
 class Answer(io.RawIOBase):
-    """What comes over a connection until *end*, of time.monotonic(): at most 256 KiB."""
+    """What a peer sends; socket.timeout after *end* (monotonic), ValueError after 256 KiB."""
 
     def __init__(self, connection: socket.socket, end: float) -> None:
         self.connection, self.end, self.left = connection, end, ANSWER_MAX
@@ -269,8 +267,10 @@ class Answer(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Receive into *buffer*; raise socket.timeout at the end, ValueError beyond 256 KiB."""
-        self.connection.settimeout(max(self.end - time.monotonic(), 0.001))
+        seconds = self.end - time.monotonic()
+        if seconds <= 0:
+            raise socket.timeout("timed out")
+        self.connection.settimeout(seconds)
         size = self.connection.recv_into(buffer)
         self.left -= size
         if self.left < 0:
@@ -278,8 +278,8 @@ class Answer(io.RawIOBase):
         return size
 
 
-def read_head(answer: io.BufferedIOBase) -> "tuple[str, dict[bytes, set[bytes]]]":
-    """Return the status, if it is 2xx, and what says where the body ends; or Absent, ValueError."""
+def read_head(answer: io.BufferedIOBase) -> "tuple[str, set[bytes], set[bytes]]":
+    """Return status, lengths, codings, each as told; raise Absent or ValueError if it is no 2xx."""
     while True:
         line = read_line(answer)
         version, _, status = line.partition(b" ")
@@ -293,15 +293,14 @@ def read_head(answer: io.BufferedIOBase) -> "tuple[str, dict[bytes, set[bytes]]]
                 headers[name].add(value.strip())
         text = status.decode("latin-1").rstrip()
         if code.startswith(b"2"):
-            return text, headers
+            return text, headers[b"content-length"], headers[b"transfer-encoding"]
         if code != b"100":  # "Continue": the answer itself comes next
             raise (Absent if code in (b"400", b"404") else ValueError)(f"the answer is {text}")
 
 
 def read_answer(answer: io.BufferedIOBase) -> "tuple[bytes, bool]":
     """Return the body, and whether the answer says where that ends; raise Absent or ValueError."""
-    _, headers = read_head(answer)
-    lengths, codings = headers[b"content-length"], headers[b"transfer-encoding"]
+    _, lengths, codings = read_head(answer)
     if codings == {b"chunked"} and not lengths:
         return read_chunks(answer), True
     if not codings and not lengths:
@@ -322,7 +321,7 @@ def read_chunks(answer: io.BufferedIOBase) -> bytes:
             raise ValueError(f"the answer has a malformed chunk size: {line[:80]!a}")
         size = int(digits, 16)
         chunks.append(read_exactly(answer, size))
-        if size and read_line(answer):
+        if size and read_exactly(answer, 2) != b"\r\n":
             raise ValueError("the answer has a chunk that does not end where it says")
     while read_line(answer):
         pass  # trailers
@@ -346,11 +345,12 @@ def read_exactly(answer: io.BufferedIOBase, size: int) -> bytes:
 
 
 def pause(step: str, error: Exception, deadline: float) -> None:
-    """Say that a *step* failed, and wait for the next attempt; raise GaveUp after the deadline."""
+    """Say that a *step* failed; wait for the next attempt, or raise GaveUp after the *deadline*."""
     line, left = f"{step} failed: {str(error) or repr(error)}", deadline - time.monotonic()
     if isinstance(error, (PermissionError, socket.timeout)) and os.geteuid():
         line += " (you are not root: try again as root)"  # some images let only root connect
     if left <= 0:
+        say(line, "; giving up", error=True)
         raise GaveUp(line)
     say_once(line, f"; trying again for {int(left) + 1} s", error=True)
     time.sleep(min(left, RETRY_SECONDS))

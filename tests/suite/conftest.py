@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import pytest
 
@@ -229,14 +229,7 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> clock.StoppedClock:
     return stopped
 
 
-class Result(NamedTuple):
-    status: int
-    out: list[str]
-    err: list[str]
-    seconds: float
-
-
-Run = Callable[..., Result]
+Run = Callable[..., clock.Result]
 
 
 @pytest.fixture
@@ -252,7 +245,7 @@ def run(command: list[str]) -> Run:
 
     def run(
         *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
-    ) -> Result:
+    ) -> clock.Result:
         environment, start = {**os.environ, **(env or {})}, time.monotonic()
         done = subprocess.run(
             [python, *command[1:], *options],
@@ -264,6 +257,7 @@ def run(command: list[str]) -> Run:
         )
         assert "Traceback" not in done.stderr, done.stderr
         seconds = time.monotonic() - start
-        return Result(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
+        out, err = done.stdout.splitlines(), done.stderr.splitlines()
+        return clock.Result(done.returncode, out, err, seconds, pauses=[])
 
     return run

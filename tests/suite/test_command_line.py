@@ -143,7 +143,7 @@ def test_main_in_a_dry_run_sets_no_name(
 @pytest.mark.parametrize(
     "step, status", [("report_ready", 1), ("find_name", 3), ("set_host_name", 3)]
 )
-@pytest.mark.parametrize("error", [script.GaveUp("A step failed: why"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [script.GaveUp(), KeyboardInterrupt()])
 def test_main_ends_at_the_step_that_gave_up(
     steps: Steps,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,8 +158,7 @@ def test_main_ends_at_the_step_that_gave_up(
     monkeypatch.setattr(script, step, give_up)
     gave_up = isinstance(error, script.GaveUp)
     assert script.main() == (status if gave_up else 130)
-    said = "A step failed: why; giving up" if gave_up else "Interrupted"
-    assert capfd.readouterr() == ("", said + "\n")
+    assert capfd.readouterr() == ("", "" if gave_up else "Interrupted\n")
     assert len(steps) == ["report_ready", "find_name", "set_host_name"].index(step)
 
 

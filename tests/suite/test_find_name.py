@@ -133,7 +133,7 @@ def test_find_name_gives_up_where_the_vms_is_not_to_be_had_either(
     assert run_here().err[-1] == "VM name failed: the answer is 404 Not Found; giving up"
 
 
-def test_find_name_gives_up_with_the_reason(stopped_clock: StoppedClock) -> None:
-    with pytest.raises(GaveUp, match="^Computer name failed: .*Connection refused$"):
+def test_find_name_gives_up_at_its_deadline(stopped_clock: StoppedClock) -> None:
+    with pytest.raises(GaveUp):
         find_name("http://127.0.0.1:1", 2)
     assert stopped_clock.now == 1002

@@ -106,7 +106,9 @@ MOUNTS = {
     "a bind mount": "echo x >/run/other; mount --bind /run/other /etc/hostname",
     "nobody's, and locked": "chmod 444 /etc/hostname; chown 65534 /etc/hostname",
     "on a full disk": FULL,
-    "a link to another file system": "ln -sf /run/other /etc/hostname; echo x >/run/other",
+    "a link to another file system": """
+        mkdir /etc/other; mount -t tmpfs tmpfs /etc/other; ln -sf other/hostname /etc/hostname
+    """,
 }
 
 
@@ -121,6 +123,11 @@ REFUSALS = {
     "full, and it is empty": (f": >/etc/hostname; {FULL}", "[Errno 28] No space left", ""),
     "full, and it is missing": (f"rm /etc/hostname; {FULL}", "[Errno 28] No space left", ""),
     "a directory": ("rm /etc/hostname; mkdir /etc/hostname", "[Errno 21] Is a directory", ""),
+    "a link into /run": (
+        "ln -sf ../run/name /etc/hostname",
+        "[Errno 2] It is in /run",
+        "web000011",
+    ),
     "a link to nowhere": ("ln -sf /no/such /etc/hostname", "[Errno 2] No such file", ""),
 }
 

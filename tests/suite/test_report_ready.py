@@ -98,9 +98,12 @@ def test_pause_leaves_time_for_one_last_attempt_at_the_deadline(
     assert result.err[-1].endswith("; giving up")
 
 
-def test_pause_gives_up_at_the_very_deadline(stopped_clock: StoppedClock) -> None:
-    with pytest.raises(GaveUp, match="^A step failed: why$"):
+def test_pause_gives_up_at_the_very_deadline(
+    stopped_clock: StoppedClock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(GaveUp):
         pause("A step", OSError("why"), stopped_clock.now)
+    assert capfd.readouterr() == ("", "A step failed: why; giving up\n")
 
 
 def test_report_ready_sees_a_host_that_returns_at_the_very_end(
@@ -122,14 +125,16 @@ def test_main_gives_ready_and_the_name_a_time_limit_each(
 @pytest.mark.parametrize("user", [0, 1000])
 @pytest.mark.parametrize("error", [PermissionError("why"), socket.timeout("why")])
 def test_pause_tells_only_who_is_not_root_to_be(
-    monkeypatch: pytest.MonkeyPatch, user: int, error: OSError
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], user: int, error: OSError
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: user)
-    hint = r" \(you are not root: try again as root\)" if user else ""
-    with pytest.raises(GaveUp, match=f"^A step failed: why{hint}$"):
+    hint = " (you are not root: try again as root)" if user else ""
+    with pytest.raises(GaveUp):
         pause("A step", error, 0)
+    assert capfd.readouterr().err == f"A step failed: why{hint}; giving up\n"
 
 
-def test_pause_names_an_error_that_says_nothing() -> None:
-    with pytest.raises(GaveUp, match=r"^A step failed: MemoryError\(\)$"):
+def test_pause_names_an_error_that_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(GaveUp):
         pause("A step", MemoryError(), 0)
+    assert capfd.readouterr().err == "A step failed: MemoryError(); giving up\n"

@@ -321,24 +321,20 @@ class SimulatedHost:
         return document
 
 
+# Each element of a health report in its order, and how many children it has.
+REPORT = [
+    *(("Health", 2), ("GoalStateIncarnation", 0), ("Container", 2), ("ContainerId", 0)),
+    *(("RoleInstanceList", 1), ("Role", 2), ("InstanceId", 0), ("Health", 1), ("State", 0)),
+]
+
+
 def report_values(body: bytes) -> "list[str]":
     """Return incarnation, container ID, instance ID and state of a report of exactly that shape."""
-
-    def children(element: ElementTree.Element, *tags: str) -> "list[ElementTree.Element]":
-        found = [child.tag for child in element]
-        if found != list(tags):
-            raise ValueError(f"{element.tag} has {found}, not {list(tags)}")
-        return list(element)
-
-    root = ElementTree.fromstring(body)
-    if root.tag != "Health":
-        raise ValueError(f"the root is {root.tag}")
-    incarnation, container = children(root, "GoalStateIncarnation", "Container")
-    container_id, roles = children(container, "ContainerId", "RoleInstanceList")
-    (role,) = children(roles, "Role")
-    instance_id, health = children(role, "InstanceId", "Health")
-    (state,) = children(health, "State")
-    return [element.text or "" for element in (incarnation, container_id, instance_id, state)]
+    elements = list(ElementTree.fromstring(body).iter())
+    shape = [(element.tag, len(element)) for element in elements]
+    if shape != REPORT:
+        raise ValueError(f"it has {shape}, not {REPORT}")
+    return [element.text or "" for element in elements if len(element) == 0]
 
 
 class Server(socketserver.ThreadingTCPServer):
