@@ -1,22 +1,25 @@
 """WireServer and IMDS as one program, for tests and by hand; see its --help.
 
 It answers as Azure has been seen to, and is strict where Azure is: about headers,
-api-versions, the structure of the health report and the three values in it. Each endpoint can be
-told to misbehave for some requests or some seconds.
+api-versions, the structure of the health report and the values in it. Each endpoint can be
+told to misbehave for some requests.
 """
 
 import argparse
 import collections
 import contextlib
 import http.server
+import itertools
 import json
 import re
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import time
-from typing import Any, Callable, NamedTuple, Optional, Union
+from email.message import Message
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -27,7 +30,7 @@ NEW_IMDS_VERSIONS = "2018-10-01 2019-06-01 2020-07-15 2021-02-01 2023-11-15 2025
 IMDS_VERSIONS = (*OLD_IMDS_VERSIONS, *NEW_IMDS_VERSIONS)
 COMPUTER_NAME_SINCE = "2020-07-15"
 IMDS_REQUESTS_A_SECOND = 5
-FOR_EVER = float("inf")
+FOR_EVER = sys.maxsize
 ENDPOINTS = {
     "wireserver": ("goalstate", "health", "versions"),
     "imds": ("computer-name", "name", "public-key", "compute"),
@@ -70,7 +73,7 @@ class Request(NamedTuple):
     service: str
     method: str
     target: str
-    headers: "dict[str, str]"
+    headers: Message
     body: bytes
     answer: str
 
@@ -86,7 +89,7 @@ Fault = Callable[["Handler"], None]
 
 
 def status_fault(text: str) -> Fault:
-    """503, or with headers 302,Location=/: an error page with that status."""
+    """503, or with a header 302,Location=/: an error page with that status."""
     status, *headers = text.split(",")
     pairs = tuple((name, value) for name, _, value in (h.partition("=") for h in headers))
     page = f"<html><body><h1>{status}</h1></body></html>".encode()
@@ -124,15 +127,6 @@ def reset(handler: "Handler") -> None:
     handler.connection.close()
 
 
-def close(handler: "Handler") -> None:
-    """The connection ends without an answer."""
-
-
-def silent(handler: "Handler") -> None:
-    """The connection stays open, nothing comes."""
-    handler.host.stopping.wait()
-
-
 def endless(prefix: bytes, again: bytes, seconds: float = 0) -> Fault:
     """More and more, with pauses of so many *seconds* or as fast as it goes."""
 
@@ -156,8 +150,8 @@ def stale(handler: "Handler") -> None:
 
 FAULTS: "dict[str, Fault]" = {
     "reset": reset,
-    "close": close,
-    "silent": silent,
+    "close": raw_fault(b""),
+    "silent": endless(b"", b"", 1),
     "slow-headers": endless(OK + b"X-Slow: ", b"x", DRIP_SECONDS),
     "slow-body": endless(OK + b"Content-Length: 100000\r\n\r\n", b"x", DRIP_SECONDS),
     "truncated": raw_fault(OK + b"Content-Length: 1000\r\n\r\n<GoalState>"),
@@ -180,19 +174,7 @@ def make_fault(text: str) -> Fault:
         return body_fault(text[len("body=") :].encode())
     if re.fullmatch(r"[2-5]\d\d(,[\w-]+=[^,]*)*", text):
         return status_fault(text)
-    raise ValueError(f"{text!r} is no status, no body=TEXT and none of {', '.join(FAULTS)}")
-
-
-class ArmedFault:
-    """A fault for an endpoint that lasts for some requests, until some time, or for ever."""
-
-    def __init__(self, name: str, fault: Fault, times: float, until: float) -> None:
-        self.name, self.fault, self.times, self.until = name, fault, times, until
-
-    def take(self) -> bool:
-        """Return whether it still applies; each call uses up one time."""
-        self.times -= 1
-        return self.times >= 0 and time.monotonic() < self.until
+    raise ValueError(f"fault {text!r}: no status, no body=TEXT and none of {', '.join(FAULTS)}")
 
 
 class SimulatedHost:
@@ -203,34 +185,29 @@ class SimulatedHost:
         vm: Optional[Vm] = None,
         wireserver: "tuple[str, int]" = ("127.0.0.1", 0),
         imds: "tuple[str, int]" = ("127.0.0.1", 0),
-        imds_versions: "tuple[str, ...]" = IMDS_VERSIONS,
         imds_rate: int = IMDS_REQUESTS_A_SECOND,
         on_request: Callable[[Request], None] = lambda _: None,
     ) -> None:
         self.vm = vm or Vm()
         self.incarnation = 1
-        self.imds_versions = imds_versions
+        self.imds_versions: tuple[str, ...] = IMDS_VERSIONS
         self.on_request = on_request
         self.requests: list[Request] = []
         self.accepted: list[bytes] = []  # health reports
         self.stopping = threading.Event()
-        self.lock = threading.Lock()
         self.imds_times: collections.deque[float] = collections.deque(maxlen=imds_rate)
-        self.faults: dict[str, list[ArmedFault]] = collections.defaultdict(list)
-        self.servers: dict[str, Server] = {}
-        for service, address in (("wireserver", wireserver), ("imds", imds)):
-            self.servers[service] = Server(self, service, address)
+        self.faults: dict[str, Iterator[tuple[str, Fault]]] = {}  # those to come, by endpoint
+        addresses = {"wireserver": wireserver, "imds": imds}
+        self.servers = {name: Server(self, name, one) for name, one in addresses.items()}
 
     def __enter__(self) -> "SimulatedHost":
-        for service in self.servers:
-            self.listen(service)
+        self.recover()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stopping.set()
-        for service in self.servers:
+        for service, server in self.servers.items():
             self.refuse(service)
-        for server in self.servers.values():
             server.server_close()
 
     def url(self, service: str) -> str:
@@ -243,37 +220,42 @@ class SimulatedHost:
 
     def refuse(self, service: str) -> None:
         """Refuse connections from now on; the port stays taken."""
-        self.servers[service].stop_listening()
+        server = self.servers[service]
+        if server.thread is not None:
+            server.shutdown()
+            server.thread.join()
+            server.thread = None
+            # On Linux this ends listening, and keeps the port.
+            with contextlib.suppress(OSError):
+                server.socket.shutdown(socket.SHUT_RD)
 
     def listen(self, service: str) -> None:
         """Accept connections from now on."""
-        self.servers[service].start_listening()
+        server = self.servers[service]
+        if server.thread is None and not self.stopping.is_set():
+            server.server_activate()
+            server.thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+            server.thread.start()
 
     def listen_after(self, service: str, seconds: float) -> None:
         """Refuse connections for *seconds*."""
         self.refuse(service)
+        timer = threading.Timer(seconds, self.listen, [service])
+        timer.daemon = True
+        timer.start()
 
-        def return_to_service() -> None:
-            if not self.stopping.wait(min(seconds, threading.TIMEOUT_MAX)):
-                self.listen(service)
-
-        threading.Thread(target=return_to_service, daemon=True).start()
-
-    def misbehave(
-        self,
-        endpoint: str,
-        fault: Union[str, Fault],
-        times: float = FOR_EVER,
-        seconds: float = FOR_EVER,
-    ) -> None:
+    def misbehave(self, endpoint: str, fault: Union[str, Fault], times: int = FOR_EVER) -> None:
         """Answer *endpoint*, or all of a service, with *fault*; faults queue up.
 
         At the endpoints wireserver-accept and imds-accept a fault does not wait for a request.
         """
-        name, fault = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
-        until = time.monotonic() + seconds
+        named = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
         for one in ENDPOINTS.get(endpoint, (endpoint,)):
-            self.faults[one].append(ArmedFault(name, fault, times, until))
+            before = self.faults.get(one, ())
+            self.faults[one] = itertools.chain(before, itertools.repeat(named, times))
+
+    def next_fault(self, endpoint: str) -> "Optional[tuple[str, Fault]]":
+        return next(self.faults.get(endpoint, iter(())), None)
 
     def recover(self) -> None:
         """Have no fault any more, and accept connections."""
@@ -281,25 +263,16 @@ class SimulatedHost:
         for service in self.servers:
             self.listen(service)
 
-    def fault_for(self, endpoint: str) -> Optional[ArmedFault]:
-        with self.lock:
-            queue = self.faults[endpoint]
-            while queue:
-                if queue[0].take():
-                    return queue[0]
-                queue.pop(0)
-        return None
-
     def goal_state(self) -> bytes:
         fields = dict(self.vm._asdict(), incarnation=self.incarnation)
         values = {name: escape(str(value)) for name, value in fields.items()}
         return b"\xef\xbb\xbf" + GOAL_STATE.format(**values).encode()
 
-    def health(self, headers: "dict[str, str]", body: bytes) -> Answer:
+    def health(self, headers: Message, body: bytes) -> Answer:
         """Judge a health report."""
-        if not headers.get("x-ms-agent-name"):
+        if not headers["x-ms-agent-name"]:
             return Answer(400, b"x-ms-agent-name is missing")
-        if headers.get("content-type", "").replace(" ", "").lower() != "text/xml;charset=utf-8":
+        if headers.get("Content-Type", "").replace(" ", "").lower() != "text/xml;charset=utf-8":
             return Answer(400, b"Content-Type is not text/xml;charset=utf-8")
         try:
             values = report_values(body)
@@ -338,49 +311,26 @@ def report_values(body: bytes) -> "list[str]":
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """One of the two services. It takes its port at once, but listens only when told to."""
+    """One of the two services. It can refuse connections, and keeps its port."""
 
-    daemon_threads = True
+    allow_reuse_address = daemon_threads = True
     block_on_close = False
+    thread: Optional[threading.Thread] = None
 
     def __init__(self, host: SimulatedHost, service: str, address: "tuple[str, int]") -> None:
         self.host, self.service = host, service
-        super().__init__(address, Handler, bind_and_activate=False)
-        try:
-            self.server_bind()
-        except OSError:
-            self.server_close()
-            raise
-        self.thread: Optional[threading.Thread] = None
+        super().__init__(address, Handler)
 
     def server_bind(self) -> None:
         # A listener that stops listening loses a port that the kernel chose for it, but keeps one
         # that it asked for by number: so learn a free one, then ask for it while it is still held.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        super().server_bind()
         with self.socket:
             self.socket = socket.socket(self.address_family, self.socket_type)
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.socket.bind(self.server_address)
+            super().server_bind()
 
     def handle_error(self, *_: object) -> None:
         """Be silent: a client that goes away in the middle is what a test wants to see."""
-
-    def start_listening(self) -> None:
-        if self.thread is None:
-            self.server_activate()
-            self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-            self.thread.start()
-
-    def stop_listening(self) -> None:
-        if self.thread is not None:
-            self.shutdown()
-            self.thread.join()
-            self.thread = None
-            # On Linux this ends listening, and keeps the port.
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RD)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -394,27 +344,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.server.host
 
     def handle(self) -> None:
-        armed = self.host.fault_for(f"{self.server.service}-accept")
-        if not armed:
+        named = self.host.next_fault(f"{self.server.service}-accept")
+        if named:
+            named[1](self)  # before a request is read
+        else:
             super().handle()
-            return
-        with contextlib.suppress(OSError):  # before a request is read
-            armed.fault(self)
 
     def handle_request(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        armed = self.host.fault_for(self.endpoint())
-        with contextlib.suppress(OSError):
-            if armed:
-                self.close_connection = True  # else it stays open, unless the client asks to close
-                self.record(armed.name)
-                armed.fault(self)
-            else:
-                answer = self.answer()
-                self.record(str(answer.status))
-                self.send(answer)
+        named = self.host.next_fault(self.endpoint())
+        if named:
+            outcome, fault = named
+            self.close_connection = True  # else it stays open, unless the client asks to close
+        else:
+            answer = self.answer()
+            outcome, fault = str(answer.status), lambda handler: handler.send(answer)
+        seen = (self.server.service, self.command, self.path, self.headers, self.body, outcome)
+        request = Request(time.time(), *seen)
+        self.host.requests.append(request)
+        self.host.on_request(request)
+        fault(self)
 
-    do_GET = do_POST = do_PUT = do_HEAD = handle_request
+    do_GET = do_POST = handle_request
 
     def endpoint(self) -> str:
         url = urlsplit(self.path)
@@ -422,9 +373,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return parse_qs(url.query).get("comp", [""])[0]
         ends = {"computerName": "computer-name", "name": "name", "keyData": "public-key"}
         return ends.get(url.path.rpartition("/")[2], "compute")
-
-    def header_dict(self) -> "dict[str, str]":
-        return {name.lower(): value for name, value in self.headers.items()}
 
     def answer(self) -> Answer:
         """What a host without any fault answers."""
@@ -438,26 +386,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             versions = "".join(f"<Version>{v}</Version>" for v in WIRESERVER_VERSIONS)
             text = f"<Versions><Supported>{versions}</Supported></Versions>"
             return Answer(200, text.encode(), "text/xml; charset=utf-8")
-        headers = self.header_dict()
-        if headers.get("x-ms-version") not in WIRESERVER_VERSIONS:
+        if self.headers["x-ms-version"] not in WIRESERVER_VERSIONS:
             return Answer(400, b"x-ms-version is missing or not supported")
         if request == ("GET", "/machine?comp=goalstate"):
             return Answer(200, self.host.goal_state(), "text/xml; charset=utf-8")
         if request == ("POST", "/machine?comp=health"):
-            return self.host.health(headers, self.body)
+            return self.host.health(self.headers, self.body)
         return Answer(404, b"no such resource")
 
     def imds(self) -> Answer:
-        headers, url = self.header_dict(), urlsplit(self.path)
+        url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         version = query.get("api-version", "")
 
         def error(status: int, text: str) -> Answer:
             return Answer(status, json.dumps({"error": text}).encode(), "application/json")
 
-        if headers.get("metadata", "").lower() != "true":
+        if self.headers.get("Metadata", "").lower() != "true":
             return error(400, "Bad request. Required metadata header not specified")
-        if "x-forwarded-for" in headers:
+        if "X-Forwarded-For" in self.headers:
             return error(400, "Bad request. X-Forwarded-For is not allowed")
         if version not in self.host.imds_versions:
             return error(400, "Bad request. api-version is missing or not known")
@@ -472,23 +419,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if root or not keys:
             return error(404, "Not found")
         for key in filter(None, keys[0].split("/")):
-            if isinstance(document, list):
-                document = dict(zip(map(str, range(len(document))), document))
-            if not isinstance(document, dict) or key not in document:
+            try:
+                document = document[int(key) if isinstance(document, list) else key]
+            except (LookupError, TypeError, ValueError):
                 return error(404, "Not found")
-            document = document[key]
         if query.get("format", "json") == "json":
             return Answer(200, json.dumps(document).encode(), "application/json; charset=utf-8")
         if query["format"] == "text" and isinstance(document, str):
             return Answer(200, document.encode(), "text/plain; charset=utf-8")
         return error(400, "Bad request. The format is not supported")
-
-    def record(self, outcome: str) -> None:
-        service, headers = self.server.service, self.header_dict()
-        when = time.time()
-        request = Request(when, service, self.command, self.path, headers, self.body, outcome)
-        self.host.requests.append(request)
-        self.host.on_request(request)
 
     def send(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -515,68 +454,57 @@ def print_request(request: Request) -> None:
 
 def parse_address(text: str) -> "tuple[str, int]":
     address, _, port = text.rpartition(":")
-    if not address or not 0 <= int(port) <= 65535:
-        raise ValueError(text)
-    return address, int(port)
+    return address or "127.0.0.1", int(port)
 
 
 def arm(host: SimulatedHost, text: str) -> None:
-    """Arm the fault of a command line: ENDPOINT:FAULT[:3x|:10s]; SERVICE:refused[:10s]."""
-    endpoint, _, rest = text.partition(":")
-    kind, _, length = rest.rpartition(":") if rest[-1:] in "xs" and ":" in rest else (rest, "", "")
-    times = int(length[:-1]) if length.endswith("x") else FOR_EVER
-    seconds = float(length[:-1]) if length.endswith("s") else FOR_EVER
-    known = [*ENDPOINTS, *(one for endpoints in ENDPOINTS.values() for one in endpoints)]
-    if endpoint not in known:
-        raise ValueError(f"{endpoint!r} is none of {', '.join(known)}")
-    if kind != "refused":
-        host.misbehave(endpoint, kind, times, seconds)
-    elif endpoint not in ENDPOINTS or times != FOR_EVER:
-        raise ValueError("only wireserver or imds can be refused, for seconds or for ever")
-    else:
-        host.listen_after(endpoint, seconds)
+    """Arm the fault of a command line: ENDPOINT:KIND[:3x], or SERVICE:refused[:10s]."""
+    outage = re.fullmatch(r"(wireserver|imds):refused(?::(\d+)s)?", text)
+    if outage:
+        host.listen_after(outage[1], float(outage[2] or threading.TIMEOUT_MAX))
+        return
+    known = [*ENDPOINTS, *itertools.chain.from_iterable(ENDPOINTS.values())]
+    fault = re.fullmatch(rf"({'|'.join(known)}):(.*?)(?::(\d+)x)?", text)
+    if not fault:
+        raise ValueError(f"fault {text!r}: it begins with none of {', '.join(known)}")
+    host.misbehave(fault[1], fault[2], int(fault[3] or FOR_EVER))
+
+
+EPILOG = """
+FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests); more of one endpoint come one after the
+other. ENDPOINT is goalstate, health, versions, computer-name, name (the VM's), public-key (for
+SSH), compute (the document), or all of wireserver or imds. KIND is a status such as 503 or
+302,Location=/, body=TEXT, or one of: {}. And wireserver:refused, or imds:refused:10s (seconds
+from the start).
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="A simulated Azure host: WireServer and IMDS, on loopback by default.",
-        epilog=(
-            "FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests) or ENDPOINT:KIND:10s (seconds "
-            "from the start); more of one endpoint come one after the other. ENDPOINT is "
-            "goalstate, health, versions, computer-name, name (the VM's), public-key (for SSH), "
-            "compute (the document), or all of wireserver or imds. KIND is a "
-            "status such as 503 or 302,Location=/, body=TEXT, refused (of wireserver or imds), "
-            "or one of: " + ", ".join(FAULTS) + "."
-        ),
+        epilog=EPILOG.format(", ".join(FAULTS)),
     )
-    parser.add_argument("--wireserver", type=parse_address, default="127.0.0.1:0", metavar="A:P")
-    parser.add_argument("--imds", type=parse_address, default="127.0.0.1:0", metavar="A:P")
+    parser.add_argument("--wireserver", type=parse_address, default=":0", metavar="A:P")
+    parser.add_argument("--imds", type=parse_address, default=":0", metavar="A:P")
     parser.add_argument("--name", default="myvm", help="the VM resource's name")
     parser.add_argument("--computer-name", metavar="NAME", help="if missing, there is none")
-    parser.add_argument(
-        "--public-key", action="append", default=[], metavar="KEY", help="for SSH (repeatable)"
-    )
     parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2017")
     parser.add_argument("--fault", action="append", default=[], help="misbehave (repeatable)")
     options = parser.parse_args()
-    vm = Vm(options.name, options.computer_name, public_keys=tuple(options.public_key))
-    versions = OLD_IMDS_VERSIONS if options.old_imds else IMDS_VERSIONS
+    vm, addresses = Vm(options.name, options.computer_name), (options.wireserver, options.imds)
     try:
-        host = SimulatedHost(
-            vm, options.wireserver, options.imds, versions, on_request=print_request
-        )
-    except OSError as error:
-        parser.error(f"cannot listen there: {error}")
-    with host:
-        for text in options.fault:
-            try:
+        with SimulatedHost(vm, *addresses, on_request=print_request) as host:
+            if options.old_imds:
+                host.imds_versions = OLD_IMDS_VERSIONS
+            for text in options.fault:
                 arm(host, text)
-            except ValueError as error:
-                parser.error(f"--fault {text}: {error}")
-        print("WireServer:", host.url("wireserver"), flush=True)
-        print("IMDS:      ", host.url("imds"), flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
+            print("WireServer:", host.url("wireserver"), flush=True)
+            print("IMDS:      ", host.url("imds"), flush=True)
             threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    except (OSError, OverflowError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
