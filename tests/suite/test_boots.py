@@ -34,7 +34,6 @@ from world.boot import (
 )
 from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
 from world.images import (
-    ARM64,
     IMAGES,
     IMDS_CLIENT,
     MINIMAL,
@@ -50,7 +49,7 @@ UNIT_LINK = "etc/systemd/system/multi-user.target.wants/azure-provisioning.servi
 LINES = readme.block("## See that it worked").splitlines()  # of the VM myvm
 WIRESERVER_LATE, IMDS_LATE = 10, 15  # seconds
 # All is tried on all, but for images that are for one thing.
-ONE_THING = ("-agents", "-managers", "-selinux", ARM64)
+ONE_THING = ("-agents", "-managers", "-selinux")
 RELEASES = [name for name in IMAGES if not name.endswith(ONE_THING)]
 each_release = pytest.mark.parametrize("release", RELEASES)
 NETWORKD = "systemd-networkd systemd-networkd-wait-online"
