@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Tuple
+from typing import Callable, NamedTuple
 
 import pytest
 
@@ -77,11 +77,11 @@ def host(platform_host: SimulatedHost) -> SimulatedHost:
     return platform_host
 
 
-def lines_of(name: str) -> List[str]:
+def lines_of(name: str) -> list[str]:
     return [line.replace("myvm", name) if "Host name" in line else line for line in LINES]
 
 
-def good_end(name: str, journal: List[str] = LINES) -> Report:
+def good_end(name: str, journal: list[str] = LINES) -> Report:
     return Report(
         running="running",
         multi_user="active",
@@ -113,7 +113,7 @@ class FirstBoot(NamedTuple):
     trouble: Callable[[SimulatedHost], None] = lambda host: None
     name: str = "myvm"
     made_of: str = ""
-    says: Tuple[str, ...] = ()  # what lines in the journal have, besides the usual ones
+    says: tuple[str, ...] = ()  # what lines in the journal have, besides the usual ones
     seconds: float = 0  # that the trouble takes
 
 
@@ -391,7 +391,7 @@ def test_after_a_power_cut_that_loses_what_was_not_written_the_next_boot_puts_it
     require_tools("qemu-img")
     in_checkout(root, NETWORKD_ON)
     console, recovered = root.parent / "console", root.parent / "recovered"
-    cuts: List[Tuple[int, int, Path]] = []
+    cuts: list[tuple[int, int, Path]] = []
     with dhcp(root.parent), losing_power(emulation, make_disk(root), root / "boot") as cut:
         for moment in VM_MOMENTS:
             wait_for(moment, host, console)
