@@ -117,7 +117,7 @@ ACCIDENTS = {
     "/etc/hostname is a link to a file that lasts": Accident(f"{LINK}; touch $stored", UNLINK),
     "/etc/hostname is a link that each boot makes anew": Accident(LINK, UNLINK),
     "/etc is read-only": Accident(
-        "mount --bind /etc /etc; mount -o remount,bind,ro /etc; fails touch /etc/file",
+        "mount -t overlay -o lowerdir=/srv:/etc overlay /etc; fails touch /etc/file",
         "umount --lazy /etc",
         ends="exit-code 3 enabled no myvm localhost",
     ),
