@@ -5,7 +5,7 @@ All of them share one boot: a service in the machine makes each, starts the unit
 
 import shlex
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -87,12 +87,9 @@ ACCIDENTS = {
         """,
         "mount -o remount,nr_inodes=$inodes /run",
     ),
-    "the script is another user's": Accident(
-        f"chown 1000 {SCRIPT}; chmod 600 {SCRIPT}", f"chown 0 {SCRIPT}; chmod 755 {SCRIPT}"
-    ),
-    "directories are another user's": Accident(
-        "chown 1000 / /etc /usr/local/sbin; chmod 700 /etc /usr/local/sbin",
-        "chown 0 / /etc /usr/local/sbin; chmod 755 /etc /usr/local/sbin",
+    "script and directories are another user's": Accident(
+        f"chown 1000 / /etc /usr/local/sbin {SCRIPT}; chmod 700 /etc /usr/local/sbin {SCRIPT}",
+        f"chown 0 / /etc /usr/local/sbin {SCRIPT}; chmod 755 /etc /usr/local/sbin {SCRIPT}",
     ),
     "a file that is made is for its owner only": Accident(
         """
@@ -140,16 +137,17 @@ def test_unit_reports_ready_and_sets_the_name_after_each_accident_of_the_machine
     image: Path, tmp_path: Path, platform_host: SimulatedHost
 ) -> None:
     require_tools("systemd-nspawn")
-    groups: List[Path] = []
+    groups: list[Path] = []
     platform_host.vm = Vm()
     set_address(2, PROXIED_IMDS[0])
-    with fresh_disk(image, tmp_path / "machine") as root, SimulatedHost(
-        Vm(), PROXIED_WIRESERVER, PROXIED_IMDS
-    ) as proxy:
+    with (
+        fresh_disk(image, tmp_path / "machine") as root,
+        SimulatedHost(Vm(), PROXIED_WIRESERVER, PROXIED_IMDS) as proxy,
+    ):
         install(root)
         (root / "accidents.sh").write_text(narrator())
         (root / "etc/systemd/system/accidents.service").write_text(NARRATOR_UNIT)
-        in_checkout(root, f"systemctl disable {NETWORKD} azure-ssh-key; systemctl enable accidents")
+        in_checkout(root, f"systemctl disable {NETWORKD}; systemctl enable accidents")
         install_witness(root)
         add_drop_in(root, "TimeoutStartSec=20")  # none may take minutes
         hold, asked = root / "hold", root / "redirect"
