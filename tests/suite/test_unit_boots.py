@@ -63,6 +63,9 @@ class Accident(NamedTuple):
 
 
 SCRIPT = "/usr/local/sbin/azure_provisioning.py"
+# A kernel does not execute what may get a capability that the unit may not.
+CAP_NET_BIND_SERVICE = "0100000200040000000000000000000000000000"  # =ep
+XATTR, CAPABILITY = 'python3 -c "import os; os', "'/usr/bin/python3', 'security.capability'"
 LINK = "stored=/var/lib/hostname; rm -f $stored; ln -sf $stored /etc/hostname"
 UNLINK = "rm /etc/hostname"
 ACCIDENTS = {
@@ -90,6 +93,19 @@ ACCIDENTS = {
     "script and directories are another user's": Accident(
         f"chown 1000 / /etc /usr/local/sbin {SCRIPT}; chmod 700 /etc /usr/local/sbin {SCRIPT}",
         f"chown 0 / /etc /usr/local/sbin {SCRIPT}; chmod 755 /etc /usr/local/sbin {SCRIPT}",
+    ),
+    "python3 has a file capability": Accident(
+        f"{XATTR}.setxattr({CAPABILITY}, bytes.fromhex('{CAP_NET_BIND_SERVICE}'))\"",
+        f'{XATTR}.removexattr({CAPABILITY})"',
+    ),
+    "python3 is a wrapper": Accident(
+        r"""
+        python=$(readlink -f /usr/bin/python3)
+        rm /usr/bin/python3
+        echo "#!/bin/sh\nexec ionice -c 3 setarch -R unshare -m chroot / $python \"\$@\"" >/wrapper
+        install -m 755 /wrapper /usr/bin/python3
+        """,
+        "ln -sf $python /usr/bin/python3",
     ),
     "a file that is made is for its owner only": Accident(
         """
