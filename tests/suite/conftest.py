@@ -67,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
     parser.addoption("--walks", type=int, default=200, help="random walks over the fault table")
-    parser.addoption("--oracle-cases", type=int, default=1000, help="answers to compare judges on")
+    parser.addoption("--oracle-cases", type=int, default=10000, help="answers to compare judges on")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,7 +1,6 @@
 """The command line: what it takes, what it refuses, what it says; no network in any of these."""
 
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +23,8 @@ def call(*arguments: str, python: str = sys.executable) -> tuple[int, str, str]:
 
 
 WRONG = [
-    *(["--timeout", text] for text in ["0", "-1", "nan", "inf", "1_0", "+1", "\u0661", "1\n2"]),
-    *(["--imds", url] for url in ["", "http://h/p", "h\nh", "caf\u00e9"]),
-    *[["--timeout"], ["--no-such-option"], ["--dry-run=yes"], ["-x"], ["argument"]],
-    *[["--dry-run", "argument\n\x1b"], ["--help", "argument"]],
+    *[["--timeout", "nan"], ["--timeout"], ["--imds", "h\nh"], ["--imds", "caf\u00e9"]],
+    *[["--no-such-option"], ["--dry-run=yes"], ["-x"], ["--help", "argument\n\x1b"]],
 ]
 
 
@@ -39,13 +36,6 @@ def test_main_answers_wrong_usage_with_one_line_and_status_2(arguments: list[str
     assert line.startswith("azure_provisioning.py: ")
     assert line.endswith(" (try --help)")
     assert line.isascii()
-
-
-@pytest.mark.parametrize("level", ["-O", "-OO"])
-def test_usage_is_printed_without_docstrings_too(level: str) -> None:
-    command = [sys.executable, *MEASURED_FLAGS, level, sandbox.SCRIPT, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == (call("--help")[1], "")
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -63,27 +53,8 @@ def test_usage_fits_one_screen_and_explains_every_option_and_status(option: str)
         assert url in out
 
 
-def test_usage_is_no_trouble_for_a_reader_that_goes_away() -> None:
-    # The reader has gone before the script starts, so that it always finds a closed pipe.
-    command = [sys.executable, *MEASURED_FLAGS, sandbox.SCRIPT, "--help"]
-    shell = ["sh", "-c", '(sleep 0.2; "$@" 2>&1 >&3; echo $?) 3>&1 >&4 | true', "sh", *command]
-    done = subprocess.run(
-        ["sh", "-c", 'exec 4>&1; exec "$@"', "sh", *shell],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("0\n", "")
-
-
 def test_version_is_printed_on_every_python(python: str) -> None:
     assert call("--version", python=python) == (0, script.__version__ + "\n", "")
-
-
-@pytest.mark.parametrize("name", ["Imported", "imported"])
-def test_import_does_nothing(name: str) -> None:
-    names = runpy.run_path(sandbox.SCRIPT, run_name=name)
-    assert callable(names["main"])
 
 
 def test_defaults_are_the_platforms_endpoints() -> None:
@@ -229,7 +200,9 @@ def test_parse_arguments_refuses_any_other_endpoint(url: str) -> None:
     assert str(raised.value) == f"--imds takes http://HOST[:PORT], not {url!a}"
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "0", "1e3", "86400.01", "http://h"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "0", "1e3", "86400.01", "inf", "1_0", "+1", "\u0661", "1\n2"]
+)
 def test_parse_arguments_refuses_any_other_timeout(text: str) -> None:
     with pytest.raises(ValueError, match="--timeout takes more than 0, at most 86400 seconds, not"):
         script.parse_arguments([f"--timeout={text}"])

@@ -20,7 +20,7 @@ from world.faults import (
     accepted_then,
     length,
 )
-from world.host import DRIP_SECONDS, OLD_IMDS_VERSIONS, SimulatedHost, make_fault
+from world.host import DRIP_SECONDS, OLD_IMDS_VERSIONS, SimulatedHost
 from world.machine import AnyResult, Machine, check
 
 SECONDS = 2  # of our clock
@@ -90,23 +90,6 @@ def test_fault_after_the_status_of_an_accepted_report_does_not_count(
 
 
 @pytest.mark.parametrize("endpoint", ["goalstate", "health", "computer-name"])
-@pytest.mark.parametrize("fault", ["silent", "reset", "500"])
-def test_fault_before_the_request_is_read_loses_nothing(
-    host: SimulatedHost, machine: Machine, run_here: Run, endpoint: str, fault: str
-) -> None:
-    count, wrong = iter(range(100)), make_fault(fault)
-
-    def every_first_or_second(handler: Any) -> None:
-        if endpoint != "health" or next(count) % 2:  # the report is the second request
-            wrong(handler)
-        else:
-            super(type(handler), handler).handle()
-
-    host.misbehave(f"{SERVICES[endpoint]}-accept", every_first_or_second)
-    fail_then_recover(host, machine, run_here, endpoint, fault)
-
-
-@pytest.mark.parametrize("endpoint", ["goalstate", "health", "computer-name"])
 def test_answer_that_comes_before_the_request_is_read_is_understood(
     host: SimulatedHost, machine: Machine, run_here: Run, endpoint: str
 ) -> None:
@@ -145,14 +128,6 @@ def test_right_answer_is_understood_however_it_is_told(
 ) -> None:
     host.misbehave(endpoint, {**VARIANTS, **OPEN_ENDED}[variant])
     ends_well(host, machine, run_here)
-
-
-@pytest.mark.parametrize("variant", OPEN_ENDED)
-def test_name_that_may_have_been_cut_short_is_none(
-    host: SimulatedHost, machine: Machine, run_here: Run, variant: str
-) -> None:
-    host.misbehave("computer-name", OPEN_ENDED[variant])
-    fail_then_recover(host, machine, run_here, "computer-name")
 
 
 # ---- A cross-section on every Python

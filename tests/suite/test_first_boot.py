@@ -27,19 +27,6 @@ def test_second_run_does_no_harm(host: SimulatedHost, run: Run, machine: Machine
     assert machine.names == ["web000011", "web000011"]
 
 
-def test_dry_run_sends_only_gets_and_changes_nothing(
-    host: SimulatedHost, run: Run, machine: Machine
-) -> None:
-    result = run("--dry-run")
-    assert (result.status, result.err) == (0, [])
-    assert {request.method for request in host.requests} == {"GET"}
-    assert machine.names == ["old-name", "old-name"]
-    report = "\n".join(result.out)
-    assert "<GoalStateIncarnation>1</GoalStateIncarnation>" in report
-    assert f"<InstanceId>{host.vm.instance_id}</InstanceId>" in report
-    assert result.out[-1] == "Would set the host name web000011"
-
-
 def test_dry_run_has_the_exit_statuses_of_a_run(host: SimulatedHost, run: Run) -> None:
     host.refuse("imds")
     assert run("--dry-run", "--timeout=1").status == 3

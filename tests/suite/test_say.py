@@ -4,7 +4,7 @@ import pytest
 
 from azure_provisioning import say, say_once
 from world.clock import Run, StoppedClock
-from world.host import SimulatedHost, Vm, raw_fault
+from world.host import SimulatedHost, Vm
 
 
 def test_say_prints_all_printable_characters_of_ascii(capfd: pytest.CaptureFixture[str]) -> None:
@@ -49,15 +49,6 @@ def test_say_once_says_another_failure_at_once_and_those_that_take_turns_every_m
     for status in ("500", "503") * 60:
         host.misbehave("goalstate", status, times=1)
     assert [line.split()[6] for line in run_here().err] == ["500", "503", "500", "503"]
-
-
-def test_say_shows_80_bytes_of_what_came_instead(host: SimulatedHost, run_here: Run) -> None:
-    host.misbehave("goalstate", raw_fault(b"x" * 100), times=1)
-    host.misbehave("computer-name", f"body=<{'x' * 100}", times=1)
-    assert [line.partition("; ")[0] for line in run_here().err] == [
-        f"Goal state failed: the answer is cut short: {b'x' * 80!a}",
-        f"Computer name failed: the answer is no name: {'<' + 'x' * 79!a}",
-    ]
 
 
 def test_say_stays_within_what_journald_takes(host: SimulatedHost, run_here: Run) -> None:

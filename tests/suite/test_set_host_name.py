@@ -169,3 +169,13 @@ def test_set_host_name_may_run_twice_at_once(command: list[str], machine: Machin
         ]
         assert [run.wait() for run in runs] == [0, 0, 0]
         assert machine.etc_hostname.read_text() == "web000011\n"
+
+
+def test_set_host_name_does_not_count_a_name_that_is_gone_at_the_next_boot(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.path.realpath", lambda path: "/run/hostname")
+    with pytest.raises(GaveUp):
+        set_host_name(NAME)
+    assert machine.names == [NAME, NAME], "for this boot it is set"
+    assert "It is in /run, and gone at the next boot" in capfd.readouterr().err

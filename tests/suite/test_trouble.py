@@ -6,23 +6,9 @@ import time
 
 import pytest
 
-from conftest import Run, heed_sigint, wait_until
+from conftest import heed_sigint, wait_until
 from world.host import SimulatedHost
 from world.machine import SLACK, Machine
-
-
-@pytest.mark.parametrize("service", ["wireserver", "imds"])
-def test_service_that_comes_late_is_only_a_delay(
-    host: SimulatedHost, run: Run, machine: Machine, service: str
-) -> None:
-    host.listen_after(service, 1.5)
-    result = run()
-    assert result.status == 0
-    assert machine.names == ["web000011", "web000011"]
-    assert len(host.accepted) == 1
-    assert len(result.err) == 1
-    assert "Connection refused" in result.err[0]
-    assert 1.5 <= result.seconds < 2.5 + SLACK
 
 
 def test_ready_is_not_delayed_by_trouble_with_imds(host: SimulatedHost, command: list[str]) -> None:

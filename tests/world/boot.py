@@ -139,7 +139,7 @@ def dhcp(directory: Path, device: str = PLUG) -> Iterator[Path]:
 # ---- Containers: systemd-nspawn
 
 # Whatever the machine that runs the tests has: the guest's systemd sees one hierarchy of control
-# groups, and so it enforces IPAddressDeny=.
+# groups.
 LAUNCH = """\
 echo 0 >"$1/cgroup.procs"
 mount -t sysfs -o ro sysfs /sys
@@ -152,16 +152,14 @@ shift; exec "$@"
 def boot_container(
     root: Path,
     *options: str,
-    prepare: Callable[[Path], None] = lambda group: None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Report:
     """Boot the disk, wait until the boot has ended and the machine is off; return the report.
 
-    *options* are systemd-nspawn's; *prepare* is called with the machine's control group. While the
-    disk has a file "hold", the machine stays on.
+    *options* are systemd-nspawn's. While the disk has a file "hold", the machine stays on.
     """
     console = root.parent / "console"
-    with running_container(root, *options, prepare=prepare) as process:
+    with running_container(root, *options) as process:
         meanwhile()
         wait(process, console, CONTAINER_SECONDS)
     report = root / "witness"
@@ -171,9 +169,7 @@ def boot_container(
 
 
 @contextlib.contextmanager
-def running_container(
-    root: Path, *options: str, prepare: Callable[[Path], None] = lambda group: None
-) -> "Iterator[subprocess.Popen[bytes]]":
+def running_container(root: Path, *options: str) -> "Iterator[subprocess.Popen[bytes]]":
     """Start a container from the disk; kill it, if it still runs, at the end."""
     # A control group of its own: in the same one, two guests would end each other's services.
     hierarchy = root.parent / "cgroup"
@@ -181,14 +177,12 @@ def running_container(
     run("mount", "-t", "cgroup2", "cgroup2", str(hierarchy))
     group = hierarchy / f"azure-provisioning-test-{os.getpid()}"
     group.mkdir()
-    prepare(group)
     try:
         process = start(
             *"unshare --mount --mount-proc --pid --fork --kill-child".split(),
             *("sh", "-euc", LAUNCH, "sh", str(group)),
             *"systemd-nspawn --boot --register=no --keep-unit --console=read-only".split(),
             *"--resolv-conf=off --timezone=off --link-journal=no".split(),
-            "--system-call-filter=bpf",  # for IPAddressDeny=
             *(*options, f"--directory={root}"),
             console=root.parent / "console",
         )

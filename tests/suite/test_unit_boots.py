@@ -1,0 +1,163 @@
+"""Accidents of the machine, as an image builder makes them, and the unit under a real systemd.
+
+All of them share one boot: a service in the machine makes each, starts the unit again, and tells.
+"""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from conftest import require_tools
+from test_boots import NETWORKD, RELEASES, add_drop_in, good_end
+from world.boot import boot_container, install_witness
+from world.host import SimulatedHost, Vm
+from world.images import fresh_disk, in_checkout, install
+
+# Each starts with the unit enabled and the machine called localhost, and must be seen to be there.
+PRELUDE = r"""
+set -eu
+trap 'rm /hold' EXIT
+until [ -s /witness.startup ]; do sleep 0.1; done
+
+fails() { if "$@" 2>/dev/null; then exit 1; fi; }
+
+begin() {
+    stored=/etc/hostname
+    echo localhost >/etc/hostname
+    hostname localhost
+    systemctl reset-failed
+    systemctl --quiet enable azure-provisioning.service
+}
+start() {
+    systemctl start azure-provisioning.service || true
+    # What is disabled must not start again in this boot.
+    systemctl is-enabled --quiet azure-provisioning.service || systemctl start multi-user.target
+}
+tell() {
+    for property in Result ExecMainStatus UnitFileState; do
+        set -- "$@" "$(systemctl show --value --property=$property azure-provisioning.service)"
+    done
+    stale=$(systemctl show --value --property=NeedDaemonReload multi-user.target)
+    echo "$@" "$stale $(cat /proc/sys/kernel/hostname) $(cat $stored)"
+}
+"""
+NARRATOR_UNIT = """\
+[Service]
+ExecStart=/bin/sh /accidents.sh
+RemainAfterExit=yes
+StandardOutput=file:/accidents
+StandardError=journal
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+class Accident(NamedTuple):
+    happens: str  # shell commands
+    is_over: str
+    ends: str = "success 0 disabled no myvm myvm"
+
+
+SCRIPT = "/usr/local/sbin/azure_provisioning.py"
+# A kernel does not execute what may get a capability that the unit may not.
+CAP_NET_BIND_SERVICE = "0100000200040000000000000000000000000000"  # =ep
+XATTR, CAPABILITY = 'python3 -c "import os; os', "'/usr/bin/python3', 'security.capability'"
+LINK = "stored=/var/lib/hostname; rm -f $stored; ln -sf $stored /etc/hostname"
+UNLINK = "rm /etc/hostname"
+ACCIDENTS = {
+    "/tmp is read-only": Accident(
+        "mount -t tmpfs -o ro tmpfs /tmp; fails touch /tmp/file", "umount /tmp"
+    ),
+    "/home is a FUSE mount whose server is dead": Accident(
+        """
+        exec 3<>/dev/fuse
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead /home
+        exec 3<&-
+        fails ls /home
+        """,
+        "umount /home",
+    ),
+    "/run has no free inode": Accident(
+        """
+        inodes=$(stat -f -c %c /run)
+        mount -o remount,nr_inodes=$((inodes - $(stat -f -c %d /run))) /run
+        fails touch /run/file
+        """,
+        "mount -o remount,nr_inodes=$inodes /run",
+    ),
+    "/etc is read-only": Accident(
+        "mount -t overlay -o lowerdir=/srv:/etc overlay /etc; fails touch /etc/file",
+        "umount --lazy /etc",
+        ends="exit-code 3 enabled no myvm localhost",
+    ),
+    "script and directories are another user's": Accident(
+        f"chown 1000 / /etc /usr/local/sbin {SCRIPT}; chmod 700 /etc /usr/local/sbin {SCRIPT}",
+        f"chown 0 / /etc /usr/local/sbin {SCRIPT}; chmod 755 /etc /usr/local/sbin {SCRIPT}",
+    ),
+    "python3 has a file capability": Accident(
+        f"{XATTR}.setxattr({CAPABILITY}, bytes.fromhex('{CAP_NET_BIND_SERVICE}'))\"",
+        f'{XATTR}.removexattr({CAPABILITY})"',
+    ),
+    "python3 is a wrapper": Accident(
+        r"""
+        python=$(readlink -f /usr/bin/python3)
+        rm /usr/bin/python3
+        echo "#!/bin/sh\nexec ionice -c 3 setarch -R unshare -m chroot / $python \"\$@\"" >/wrapper
+        install -m 755 /wrapper /usr/bin/python3
+        """,
+        "ln -sf $python /usr/bin/python3",
+    ),
+    "a file that is made is for its owner only": Accident(
+        """
+        rm /etc/hostname
+        mkdir /run/systemd/system/azure-provisioning.service.d
+        echo '[Service]\nUMask=077' >/run/systemd/system/azure-provisioning.service.d/umask.conf
+        systemctl daemon-reload
+        """,
+        """
+        [ "$(stat -c %a /etc/hostname)" = 644 ]
+        rm -r /run/systemd/system/azure-provisioning.service.d
+        systemctl daemon-reload
+        """,
+    ),
+    "/etc/hostname may not be written": Accident("chmod 444 /etc/hostname", ""),
+    "/etc/hostname is another user's": Accident(
+        "chown 1000 /etc/hostname; chmod 600 /etc/hostname", UNLINK
+    ),
+    "/etc/hostname is a bind mount": Accident(
+        "touch /bound; mount --bind /bound /etc/hostname", "umount /etc/hostname"
+    ),
+    "/etc/hostname is a link to a file that lasts": Accident(f"{LINK}; touch $stored", UNLINK),
+    "/etc/hostname is a link that each boot makes anew": Accident(LINK, UNLINK),
+    "none": Accident("", ""),
+}
+
+
+def narrator() -> str:
+    parts = [PRELUDE]
+    for name, one in ACCIDENTS.items():
+        parts += ["begin", one.happens, "start", f"tell {shlex.quote(name + ':')}", one.is_over]
+    return "\n".join([*parts, "systemd-analyze --man=no verify azure-provisioning.service 2>&1"])
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_unit_reports_ready_and_sets_the_name_after_each_accident_of_the_machine(
+    image: Path, tmp_path: Path, platform_host: SimulatedHost
+) -> None:
+    require_tools("systemd-nspawn")
+    platform_host.vm = Vm()
+    with fresh_disk(image, tmp_path / "machine") as root:
+        install(root)
+        (root / "accidents.sh").write_text(narrator())
+        (root / "etc/systemd/system/accidents.service").write_text(NARRATOR_UNIT)
+        in_checkout(root, f"systemctl disable {NETWORKD}; systemctl enable accidents")
+        install_witness(root)
+        add_drop_in(root, "TimeoutStartSec=20")  # none may take minutes
+        (root / "hold").touch()
+        report = boot_container(root, "--bind=/dev/fuse")
+        told = (root / "accidents").read_text().splitlines()
+    assert told == [f"{name}: {one.ends}" for name, one in ACCIDENTS.items()]
+    assert len(platform_host.accepted) == len(ACCIDENTS) + 1, "the first boot, and each once"
+    assert report._replace(journal=[]) == good_end("myvm", [])
