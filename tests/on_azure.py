@@ -7,18 +7,16 @@ NAME=VALUE replaces a variable of the guide, such as location, size or image.
 """
 
 import argparse
-import contextlib
 import os
 import re
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
-from world import interruption, readme
+from world import readme
 from world.sandbox import REPOSITORY
 
 PLAN = """\
@@ -39,13 +37,32 @@ INSTALL = [
 ]
 # Where the guide, and what is added to it here, name one of the two groups.
 GROUPS = re.compile(r"(--resource-group |az group \w+ --name )(images|builder)\b")
-# All runs in one Bash, as if it was pasted there. The VMs live for an hour, and nothing secret is
-# sent to them: their host keys need no check.
+# All runs in one Bash, as if it was pasted there; when that ends, for whatever reason, it deletes.
+# The VMs live for an hour, and nothing secret is sent to them: their host keys need no check.
 TOOLS = """\
 set -eux
+exec </dev/null
+az() { command az "$@" --subscription "$SUBSCRIPTION"; }
+delete() {
+    status=$?
+    trap '' INT TERM HUP  # also for az: what is left costs money
+    set +ex
+    for group in "$PREFIX-images" "$PREFIX-builder"; do
+        [ "$(az group exists --name "$group")" != false ] || continue
+        echo "Deleting the resource group $group"
+        az group delete --yes --name "$group" && continue
+        echo "NOT DELETED, AND IT COSTS MONEY:" \
+            "run  az group delete --name $group --subscription $SUBSCRIPTION"
+        status=1
+    done
+    [ "$status" = 0 ] && echo 'All is well' || echo 'It did not work'
+    exit "$status"
+}
+trap '' PIPE  # nobody reads: that must not prevent the rest
+trap 'exit 1' INT TERM HUP
+trap delete EXIT
 options='-oBatchMode=yes -oConnectTimeout=10 -oServerAliveInterval=15 -oLogLevel=ERROR
     -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null'
-az() { command az "$@" --subscription "$SUBSCRIPTION"; }
 ssh() { command ssh $options "$@"; }
 scp() { command scp $options "$@"; }
 address_of() { az vm show "$@" --show-details --query publicIps --output tsv; }
@@ -95,92 +112,32 @@ def guide(prefix: str, variables: list[str]) -> str:
     return GROUPS.sub(rf"\1{prefix}-\2", "".join(steps))
 
 
-def tell(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads: that must not prevent the rest
-        os.write(1, f"{text}\n".encode())  # print would try again at the end
+def assignment(text: str) -> str:
+    """Return the shell's NAME=VALUE, as a line for it."""
+    name, value = text.split("=", 1)
+    return f"{name}={shlex.quote(value)}\n"
 
 
-def az(*arguments: str) -> str:
-    command = ["az", *arguments, "--output", "tsv"]
-    # In a session of its own, where no Ctrl-C reaches it.
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
-    if done.returncode != 0:
-        raise OSError(f"{' '.join(command)}: {done.stderr}")
-    return done.stdout.strip()
-
-
-def run_guide(text: str, subscription: str) -> bool:
-    """Run it all; return whether it went well. Whatever it has started ends with it."""
-    # Interrupted while it is started, one would not know what to end.
-    signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)
-    process = subprocess.Popen(
-        ["bash", "-c", text],
-        cwd=REPOSITORY,
-        env={**os.environ, "SUBSCRIPTION": subscription},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
-        return process.wait() == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # nothing may go on to create things
-        process.wait()
-
-
-def delete(group: str, subscription: str) -> bool:
-    """Delete what there is of the group; return whether nothing is left."""
-    which = ("--name", group, "--subscription", subscription)
-    try:
-        if az("group", "exists", *which) != "false":
-            tell(f"Deleting the resource group {group}")
-            az("group", "delete", "--yes", *which)
-    except Exception as error:
-        tell(f"{error}\nNOT DELETED, AND IT COSTS MONEY: run  az group delete {' '.join(which)}")
-        return False
-    return True
-
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variables", nargs="*", metavar="NAME=VALUE", type=assignment)
-    parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args()
     missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
     if missing:
         parser.error(f"not installed: {', '.join(missing)}")
-    interruption.heed()
+    account = ["az", "account", "show", "--query", "join(' ', [name, id])", "--output", "tsv"]
+    subscription = subprocess.check_output(account, text=True).strip()
     prefix = f"azure-provisioning-{int(time.time())}-{secrets.token_hex(4)}"
-    good, groups, subscription = False, [], ""
-    try:
-        account = az("account", "show", "--query", "join(' ', [name, id])")
-        tell(PLAN.format(subscription=account, prefix=prefix))
-        subscription = account.split()[-1]  # another one may become the default while this runs
-        if not options.yes:
-            tell("Type yes to go on:")
-            if sys.stdin.readline().strip() != "yes":
-                return 2
-        groups = [f"{prefix}-images", f"{prefix}-builder"]
-        good = run_guide(guide(prefix, options.variables), subscription)
-    except BaseException as error:
-        tell(f"Not done: {error!r}")
-    finally:
-        interruption.ignore()  # what comes now must not be: what is left costs money
-        left = [group for group in groups if not delete(group, subscription)]
-    good = good and not left
-    tell("All is well" if good else "It did not work")
-    return 0 if good else 1
-
-
-def assignment(text: str) -> str:
-    """Return the shell's NAME=VALUE, as a line for it."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ValueError(text)
-    return f"{name}={shlex.quote(value)}\n"
+    print(PLAN.format(subscription=subscription, prefix=prefix))
+    print("Type yes to go on:", flush=True)
+    if sys.stdin.readline().strip() != "yes":
+        sys.exit(2)
+    os.environ["PREFIX"] = prefix
+    # Another one may become the default while this runs.
+    os.environ["SUBSCRIPTION"] = subscription.split()[-1]
+    os.chdir(REPOSITORY)
+    os.execlp("bash", "bash", "-c", guide(prefix, options.variables))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

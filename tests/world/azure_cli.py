@@ -1,14 +1,13 @@
 """Stands for az, ssh and scp: as strict about options as the real az, with a small Azure behind.
 
 In HOME, groups/ has a directory for each resource group, "pasted" what was typed into a VM, "calls"
-what was called. At a call with the pattern BROKEN it fails; if HOW is the number of a signal,
-on_azure.py gets that instead.
+what was called. At a call with the pattern BROKEN it fails; if HOW is the number of a signal, all
+of the terminal get that instead, as at Ctrl-C.
 """
 
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 # What the README and on_azure.py use, as the help of Azure CLI 2.91 has it: extend it from there.
@@ -84,8 +83,7 @@ def main() -> None:
     if re.search(os.environ["BROKEN"] or "$^", call):
         if not os.environ["HOW"]:
             sys.exit("(OSProvisioningTimedOut)")
-        os.kill(int(os.environ["ON_AZURE"]), int(os.environ["HOW"]))
-        time.sleep(0 if "delete" in call else 600)  # unless it is ended
+        os.killpg(0, int(os.environ["HOW"]))
     found = {"az": az, "ssh": ssh, "scp": lambda *_: ""}[program](home, arguments)
     print(found, end="\n" if found else "")
 
