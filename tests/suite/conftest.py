@@ -18,7 +18,7 @@ import pytest
 import azure_provisioning
 from world import clock, images, interpreters, sandbox
 from world.boot import EMULATIONS, Emulation
-from world.host import OLD_IMDS_VERSIONS, SimulatedHost, Vm
+from world.host import SimulatedHost, Vm
 from world.machine import Machine
 from world.network import PLATFORM_ENDPOINTS, isolate, new_network
 
@@ -54,11 +54,6 @@ def guard(event: str, arguments: tuple[Any, ...]) -> None:
 
 if NOT_ISOLATED:
     sys.addaudithook(guard)
-
-
-def pytest_report_header() -> list[str]:
-    network = "this machine's" if NOT_ISOLATED else "loopback only, in a namespace of our own"
-    return [f"network: {network}", f"script runs on: CPython {', '.join(PYTHONS)}"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -146,11 +141,12 @@ def isolated() -> None:
 @pytest.fixture
 def emulation(isolated: None) -> Emulation:
     """How to run a virtual machine here."""
-    here = platform.machine()
-    require(here in EMULATIONS, f"QEMU's options for {here} are missing in world/boot.py")
     require(os.environ["ROOT"], "only root can run a virtual machine in a network of its own")
-    require_tools(EMULATIONS[here].program, *"debugfs dnsmasq ip mke2fs".split())
-    return EMULATIONS[here]
+    here = EMULATIONS.get(platform.machine())
+    require(here, f"{platform.machine()} is missing in world/boot.py")
+    assert here
+    require_tools(here.program, "debugfs", "dnsmasq", "ip", "mke2fs")
+    return here
 
 
 @pytest.fixture
@@ -195,21 +191,6 @@ def platform_host(vm: Vm, isolated: None) -> Iterator[SimulatedHost]:
         yield host
 
 
-HostFor = Callable[[str], SimulatedHost]
-
-
-@pytest.fixture
-def host_for(host: SimulatedHost) -> HostFor:
-    """A host that hears the request to an endpoint: only an old IMDS is asked for the VM's name."""
-
-    def host_for(endpoint: str) -> SimulatedHost:
-        if endpoint == "name":
-            host.imds_versions = OLD_IMDS_VERSIONS
-        return host
-
-    return host_for
-
-
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "machine")
@@ -246,17 +227,17 @@ def run(command: list[str]) -> Run:
     def run(
         *options: str, python: str = sys.executable, env: Optional[dict[str, str]] = None
     ) -> clock.Result:
-        environment, start = {**os.environ, **(env or {})}, time.monotonic()
+        start = time.monotonic()
         done = subprocess.run(
             [python, *command[1:], *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=100,
-            env=environment,
+            env={**os.environ, **(env or {})},
         )
-        assert "Traceback" not in done.stderr, done.stderr
         seconds = time.monotonic() - start
+        assert "Traceback" not in done.stderr, done.stderr
         out, err = done.stdout.splitlines(), done.stderr.splitlines()
         return clock.Result(done.returncode, out, err, seconds, pauses=[])
 
