@@ -32,7 +32,7 @@ leaves the network namespace in which it runs.
 
 Exit status: 0 if all promises are kept, 1 if one is not, 2 if it could not be tried.
 """
-FIRMWARE, VARIABLES = (f"/usr/share/OVMF/OVMF_{name}_4M.fd" for name in ("CODE", "VARS"))
+FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 NEEDED = ["dnsmasq", "ip", "qemu-img", "qemu-system-x86_64", "setpriv", "ssh-keyscan", FIRMWARE]
 PACKAGES = "dnsmasq-base iproute2 qemu-utils qemu-system-x86 util-linux openssh-client ovmf"
 ESP = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")  # the type of an EFI system partition
@@ -50,8 +50,7 @@ class Trial(NamedTuple):
 
     image: Path
     format: str  # QEMU's name for it
-    uefi: bool
-    kvm: bool
+    options: list[str]  # QEMU's
     timeout: float  # seconds for a boot
     directory: Path
     console: Path
@@ -115,29 +114,22 @@ def new_machine(trial: Trial, number: int) -> None:
     """Have a machine with a disk of its own, as Azure makes one of the image."""
     backing = ["-b", str(trial.image.resolve()), "-F", trial.format]
     qemu_img("create", "-q", "-f", "qcow2", *backing, f"{trial.directory}/disk-{number}")
-    shutil.copy(VARIABLES, trial.directory / f"variables-{number}")
     name = NAME.format(number)
     trial.host.vm = Vm(name, name, f"container-{number}", f"instance-{number}")
 
 
 def qemu(trial: Trial, number: int) -> list[str]:
     """Return the command that runs the machine with this *number*."""
-    variables = trial.directory / f"variables-{number}"
-    firmware = [
-        *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"),
-        *("-drive", f"if=pflash,format=raw,unit=1,file={variables}"),
-    ]
     disk = f"file={trial.directory}/disk-{number},format=qcow2,if=virtio,cache=unsafe"
     return [
         *"qemu-system-x86_64 -M q35 -smp 2 -m 1024 -nodefaults -display none".split(),
-        *("-accel kvm -cpu host" if trial.kvm else "-accel tcg -cpu max").split(),
         *"-device virtio-rng-pci -serial stdio".split(),
-        *("-monitor", f"unix:{trial.directory}/monitor,server,nowait"),
-        *(*(firmware if trial.uefi else []), "-drive", disk),
+        *("-monitor", f"unix:{trial.directory}/monitor,server,nowait", "-drive", disk),
         *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
         *("-device", f"virtio-net-pci,netdev=net,mac=00:0d:3a:00:00:0{number},romfile="),
         *("-smbios", "type=1,manufacturer=Microsoft Corporation,product=Virtual Machine"),
         *("-smbios", f"type=3,asset={ASSET_TAG}"),
+        *trial.options,
     ]
 
 
@@ -252,7 +244,6 @@ def try_image(trial: Trial) -> bool:
         print(f"{'yes' if kept else 'NO':>4}  {text}")
     good = all(kept for kept, _ in promises)
     print("\nVerdict:", "good" if good else "BAD: Azure would reboot such a VM, or it is not right")
-    print("Console:", trial.console)
     return good
 
 
@@ -267,13 +258,16 @@ def prepare(image: Path, timeout: float, directory: Path, host: SimulatedHost) -
     """Find out what the image is."""
     kind = disk_format(image)
     uefi, kvm = has_esp(image, kind, directory), kvm_works(directory)
+    options = ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg", "-cpu", "max"]
+    if uefi:  # without a place for its variables, which only an installer needs
+        options += ["-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}"]
     firmware = "an EFI system partition: UEFI" if uefi else "no EFI system partition: BIOS"
     speed = "KVM" if kvm else "software emulation, which is slow"
     print(f"{image}: {kind}, {firmware}; tried with {speed}")
     handle, console = tempfile.mkstemp(prefix="try-image-", suffix=".console")
     os.close(handle)
     print("Console:", console, flush=True)
-    return Trial(image, kind, uefi, kvm, timeout, directory, Path(console), host)
+    return Trial(image, kind, options, timeout, directory, Path(console), host)
 
 
 def main() -> int:
