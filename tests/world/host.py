@@ -458,12 +458,8 @@ def parse_address(text: str) -> "tuple[str, int]":
 
 
 def arm(host: SimulatedHost, text: str) -> None:
-    """Arm the fault of a command line: ENDPOINT:KIND[:3x], or SERVICE:refused[:10s]."""
-    outage = re.fullmatch(r"(wireserver|imds):refused(?::(\d+)s)?", text)
-    if outage:
-        host.listen_after(outage[1], float(outage[2] or threading.TIMEOUT_MAX))
-        return
-    known = [*ENDPOINTS, *itertools.chain.from_iterable(ENDPOINTS.values())]
+    """Arm the fault of a command line: ENDPOINT:KIND[:3x]."""
+    known = [*ENDPOINTS, *ENDPOINTS["wireserver"], *ENDPOINTS["imds"]]
     fault = re.fullmatch(rf"({'|'.join(known)}):(.*?)(?::(\d+)x)?", text)
     if not fault:
         raise ValueError(f"fault {text!r}: it begins with none of {', '.join(known)}")
@@ -474,8 +470,7 @@ EPILOG = """
 FAULT is ENDPOINT:KIND or ENDPOINT:KIND:3x (requests); more of one endpoint come one after the
 other. ENDPOINT is goalstate, health, versions, computer-name, name (the VM's), public-key (for
 SSH), compute (the document), or all of wireserver or imds. KIND is a status such as 503 or
-302,Location=/, body=TEXT, or one of: {}. And wireserver:refused, or imds:refused:10s (seconds
-from the start).
+302,Location=/, body=TEXT, or one of: {}.
 """
 
 
@@ -488,14 +483,11 @@ def main() -> None:
     parser.add_argument("--imds", type=parse_address, default=":0", metavar="A:P")
     parser.add_argument("--name", default="myvm", help="the VM resource's name")
     parser.add_argument("--computer-name", metavar="NAME", help="if missing, there is none")
-    parser.add_argument("--old-imds", action="store_true", help="know no api-version after 2017")
     parser.add_argument("--fault", action="append", default=[], help="misbehave (repeatable)")
     options = parser.parse_args()
     vm, addresses = Vm(options.name, options.computer_name), (options.wireserver, options.imds)
     try:
         with SimulatedHost(vm, *addresses, on_request=print_request) as host:
-            if options.old_imds:
-                host.imds_versions = OLD_IMDS_VERSIONS
             for text in options.fault:
                 arm(host, text)
             print("WireServer:", host.url("wireserver"), flush=True)
