@@ -20,7 +20,7 @@ from world.faults import (
     accepted_then,
     length,
 )
-from world.host import DRIP_SECONDS, OLD_IMDS_VERSIONS, SimulatedHost
+from world.host import DRIP_SECONDS, SimulatedHost
 from world.machine import AnyResult, Machine, check
 
 SECONDS = 2  # of our clock
@@ -145,11 +145,3 @@ def test_fault_on_every_python_loses_nothing(
 ) -> None:
     host.misbehave(endpoint, FAULTS[fault])
     fail_then_recover(host, machine, lambda *options: run(*options, python=python), endpoint)
-
-
-def test_old_imds_on_every_python_gives_the_name_of_the_vm(
-    host: SimulatedHost, machine: Machine, run: ProcessRun, python: str
-) -> None:
-    host.imds_versions = OLD_IMDS_VERSIONS
-    assert run("--timeout=2", python=python).status == 0
-    assert machine.names == ["web-11", "web-11"]

@@ -106,22 +106,6 @@ def test_pause_gives_up_at_the_very_deadline(
     assert capfd.readouterr() == ("", "A step failed: why; giving up\n")
 
 
-def test_report_ready_sees_a_host_that_returns_at_the_very_end(
-    host: SimulatedHost, run_here: Run
-) -> None:
-    host.misbehave("goalstate", "503", times=2)
-    assert run_here("--timeout=2").status == 0
-
-
-def test_main_gives_ready_and_the_name_a_time_limit_each(
-    host: SimulatedHost, run_here: Run
-) -> None:
-    host.misbehave("goalstate", "503", times=1199)
-    host.misbehave("computer-name", "503", times=299)
-    result = run_here()
-    assert (result.status, len(result.pauses)) == (0, 1199 + 299)
-
-
 @pytest.mark.parametrize("user", [0, 1000])
 @pytest.mark.parametrize("error", [PermissionError("why"), socket.timeout("why")])
 def test_pause_tells_only_who_is_not_root_to_be(
