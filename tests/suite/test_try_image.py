@@ -49,6 +49,7 @@ def temporary(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         try_image.check_programs()
     except ValueError as error:
         require(False, str(error))
+    require(os.access("/dev/net/tun", os.R_OK | os.W_OK), "/dev/net/tun is not for us: run as root")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
 
@@ -132,13 +133,8 @@ TWICE = FIRST._replace(accepted=2)
         ((FIRST, SECOND, OTHER), ""),
         ((TWICE, SECOND, OTHER), "Ready accepted 2 times"),
         ((FIRST, SECOND._replace(posted=1, requests=2), OTHER), "the second boot reported 1 times"),
-        (
-            (FIRST, SECOND._replace(name=""), OTHER),
-            "after the second boot Azure's DNS would have no",
-        ),
+        ((FIRST, SECOND._replace(name=""), OTHER), "after the second boot Azure's DNS would have"),
         ((FIRST, SECOND, OTHER._replace(keys=("key-1",))), "two machines of this image share SSH"),
-        ((FIRST, SECOND, OTHER._replace(keys=())), "another machine of this image had no SSH"),
-        ((FIRST, SECOND._replace(keys=()), try_image.Boot()), ""),
     ],
 )
 def test_try_image_tells_the_promise_that_is_not_kept(
