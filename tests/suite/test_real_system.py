@@ -146,17 +146,6 @@ def test_set_host_name_sets_the_kernels_at_least_where_etc_is(
     assert len(host.accepted) == 1
 
 
-def test_say_changes_nothing_where_output_breaks_and_there_is_no_dev_null(
-    host: SimulatedHost,
-) -> None:
-    full = "mount -t tmpfs -o mode=755 tmpfs /mnt; : >/mnt/full; mount --bind /dev/full /mnt/full"
-    broken = ["/bin/sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"]
-    status, lines = boot(prepare=f"{full}; mount --move /mnt /dev", prefix=broken)
-    assert status == 0
-    assert lines[:2] == ["kernel: web000011", "stored: web000011"], "and no line of the script's"
-    assert len(host.accepted) == 1
-
-
 def test_kernel_that_refuses_the_name_has_it_after_the_next_boot(host: SimulatedHost) -> None:
     require_tools("setpriv")
     status, lines = boot("--timeout=1", prefix=["/usr/bin/setpriv", "--bounding-set=-sys_admin"])

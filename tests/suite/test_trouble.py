@@ -2,13 +2,12 @@
 
 import signal
 import subprocess
-import time
 
 import pytest
 
 from conftest import heed_sigint, wait_until
 from world.host import SimulatedHost
-from world.machine import SLACK, Machine
+from world.machine import Machine
 
 
 def test_ready_is_not_delayed_by_trouble_with_imds(host: SimulatedHost, command: list[str]) -> None:
@@ -25,20 +24,6 @@ def test_say_prints_lines_as_they_happen(host: SimulatedHost, command: list[str]
         assert process.stdout
         assert process.stdout.readline().startswith("Fetching the goal state")
         process.kill()
-
-
-@pytest.mark.parametrize("endpoint", ["goalstate", "health", "computer-name"])
-@pytest.mark.parametrize("fault", ["silent", "500"])
-def test_sigterm_ends_it_at_once(
-    host: SimulatedHost, command: list[str], endpoint: str, fault: str
-) -> None:
-    host.misbehave(endpoint, fault)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        wait_until(lambda: host.requests[-1:] and host.requests[-1].answer == fault)
-        start = time.monotonic()
-        process.terminate()
-        assert process.wait() != 0
-        assert time.monotonic() - start < SLACK
 
 
 @pytest.mark.parametrize("fault", ["silent", "500"])
