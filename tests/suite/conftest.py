@@ -22,8 +22,6 @@ from world.host import SimulatedHost, Vm
 from world.machine import Machine
 from world.network import PLATFORM_ENDPOINTS, isolate, new_network
 
-NEWEST = "debian-testing"  # an image, whose Python is newer than what machines have
-
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
 # Where that is refused nothing changes: guards remain, here and in sandbox.py, and what needs more
@@ -72,8 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        pythons = {**PYTHONS, **({NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {})}
-        metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
+        metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -161,15 +158,6 @@ def built_image(name: str, config: pytest.Config) -> Path:
     require(name in images.IMAGES, f"{name} is not among --images")
     assert config.cache
     return images.build(name, config.cache.mkdir("images"))
-
-
-@pytest.fixture
-def python(request: pytest.FixtureRequest, pytestconfig: pytest.Config, tmp_path: Path) -> str:
-    """An interpreter to run the script on."""
-    if request.param != NEWEST:
-        return str(request.param)
-    request.getfixturevalue("isolated")
-    return interpreters.from_image(built_image(NEWEST, pytestconfig), tmp_path / "python3")
 
 
 @pytest.fixture
