@@ -149,15 +149,10 @@ def emulation(isolated: None) -> Emulation:
 @pytest.fixture
 def image(release: str, isolated: None, pytestconfig: pytest.Config) -> Path:
     """The root file system of a Debian."""
-    return built_image(release, pytestconfig)
-
-
-def built_image(name: str, config: pytest.Config) -> Path:
     require(os.environ["ROOT"], "only root can build and boot a root file system")
     require_tools("mmdebstrap", "mount", "nsenter", "setpriv", "unshare")
-    require(name in images.IMAGES, f"{name} is not among --images")
-    assert config.cache
-    return images.build(name, config.cache.mkdir("images"))
+    assert pytestconfig.cache
+    return images.build(release, pytestconfig.cache.mkdir("images"))
 
 
 @pytest.fixture

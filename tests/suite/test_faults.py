@@ -151,18 +151,16 @@ def test_walk_over_all_faults_loses_nothing(
     @given(st.lists(steps, max_size=12), st.text(max_size=80), st.sampled_from([2, 10, 30]))
     def walk(path: list[tuple[str, str, int]], computer_name: str, timeout: int) -> None:
         machine = Machine(Path(tempfile.mkdtemp(dir=tmp_path), "machine"))
-        with (
-            SimulatedHost(Vm("web_11", computer_name)) as host,
-            pytest.MonkeyPatch.context() as patch,
-        ):
-            patch.setattr(azure_provisioning, "STEP_SECONDS", 0.05)  # of real time
+        with SimulatedHost(Vm("web_11", computer_name), imds_rate=1000) as host:
             for endpoint, name, times in path:
                 only_status_counts = endpoint == "health" and name in BODY_FAULTS
                 fault = accepted_then(ALL[name]) if only_status_counts else ALL[name]
                 host.misbehave(endpoint, fault, times=times)
             run = script(machine, host)
-            check(run(f"--timeout={timeout}"), host, machine, timeout)
-            patch.undo()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(azure_provisioning, "STEP_SECONDS", 0.05)  # of real time
+                result = run(f"--timeout={timeout}")
+            check(result, host, machine, timeout)
             host.recover()
             host.accepted.clear()
             host.vm = Vm("web_11", "web000011")
