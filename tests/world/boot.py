@@ -150,18 +150,15 @@ shift; exec "$@"
 
 
 def boot_container(
-    root: Path,
-    *options: str,
-    meanwhile: Callable[[], None] = lambda: None,
+    root: Path, *options: str, meanwhile: Callable[[], None] = lambda: None
 ) -> Report:
     """Boot the disk, wait until the boot has ended and the machine is off; return the report.
 
     *options* are systemd-nspawn's. While the disk has a file "hold", the machine stays on.
     """
-    console = root.parent / "console"
     with running_container(root, *options) as process:
         meanwhile()
-        wait(process, console, CONTAINER_SECONDS)
+        wait(process, root.parent / "console", CONTAINER_SECONDS)
     report = root / "witness"
     text = report.read_text()
     report.unlink()
@@ -186,30 +183,17 @@ def running_container(root: Path, *options: str) -> "Iterator[subprocess.Popen[b
             *(*options, f"--directory={root}"),
             console=root.parent / "console",
         )
+        # The guest ends with systemd-nspawn. To kill unshare instead would not wait for that end.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         try:
             yield process
         finally:
-            kill_container(process)
+            while process.poll() is None:
+                run("sh", "-c", 'kill -KILL "$@" || :', "sh", *children.read_text().split())
+                time.sleep(0.05)
     finally:
         run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
         run("umount", str(hierarchy))
-
-
-def kill_container(process: "subprocess.Popen[bytes]") -> None:
-    """Kill systemd-nspawn; its process namespace, and so all that runs in the guest, ends with it.
-
-    To kill unshare instead would not wait for that end.
-    """
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 10
-    while process.poll() is None:
-        for child in children.read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
-        if time.monotonic() > deadline:
-            process.kill()
 
 
 # ---- Virtual machines: QEMU, software emulation
@@ -231,21 +215,49 @@ EMULATIONS = {
 KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps no_timer_check tsc=reliable"
 
 
-def make_disk(root: Path) -> Path:
-    """Return a file beside *root* that is an ext4 file system with its content."""
+def boot_vm(emulation: Emulation, root: Path, append: str = "") -> Report:
+    """Boot a copy of the disk, the same one each time, with options for its kernel.
+
+    Else it is like boot_container().
+    """
     disk = root.parent / "disk"
-    run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
-    return disk
-
-
-def boot_vm(emulation: Emulation, disk: Path, boot: Path, append: str = "") -> Report:
-    """Boot the disk with the kernel in *boot*, and with options; see boot_container()."""
-    with running_vm(emulation, disk, boot, append) as process:
-        wait(process, disk.parent / "console", VM_SECONDS)
+    if not disk.exists():
+        make_disk(root, disk)
+    with running_vm(emulation, root, disk, append) as process:
+        wait(process, root.parent / "console", VM_SECONDS)
     show = ["debugfs", "-R", "cat /witness", str(disk)]
     text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
     run("debugfs", "-w", "-R", "rm /witness", str(disk))
     return parse_report(text)
+
+
+def make_disk(root: Path, disk: Path) -> None:
+    run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
+
+
+@contextlib.contextmanager
+def running_vm(
+    emulation: Emulation, root: Path, disk: Path, append: str, disk_format: str = "raw"
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a virtual machine from the disk, with *root*'s kernel; kill it at the end."""
+    (kernel,), (initrd,) = root.glob("boot/vmlinuz-*"), root.glob("boot/initrd.img-*")
+    with dhcp(root.parent):
+        process = start(
+            *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
+            *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
+            *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
+            f"{KERNEL_OPTIONS} console={emulation.console} {append}",
+            *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
+            *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
+            *"-device virtio-net-pci,netdev=net".split(),
+            *("-smbios", f"type=3,asset={ASSET_TAG}"),
+            console=root.parent / "console",
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 # To show a missing fsync: the journal is written every second, data every minute, and not at once,
@@ -254,18 +266,19 @@ LOSSY = "rootflags=noauto_da_alloc,commit=1 sysctl.vm.dirty_writeback_centisecs=
 
 
 @contextlib.contextmanager
-def losing_power(emulation: Emulation, disk: Path, boot: Path) -> Iterator[Callable[[], Path]]:
-    """Boot the disk; a call returns what would be left of it if QEMU was killed at that moment.
+def losing_power(emulation: Emulation, root: Path) -> Iterator[Callable[[], Path]]:
+    """Boot a copy of the disk; a call returns what would be left of it if QEMU was killed then.
 
     Lost is what the guest has not written, and what it has not flushed: until then only QEMU itself
     knows where in its layer the data is. The witness is away: it would flush, and power off.
     """
-    layer = disk.with_suffix(".qcow2")
+    disk, layer = root.parent / "disk", root.parent / "layer"
+    make_disk(root, disk)
     options = "-q -f qcow2 -o cluster_size=4k -F raw -b".split()
     run("qemu-img", "create", *options, str(disk), str(layer))
     numbers = itertools.count()
     append = f"{LOSSY} systemd.mask=witness.service"
-    with running_vm(emulation, layer, boot, append, disk_format="qcow2") as process:
+    with running_vm(emulation, root, layer, append, disk_format="qcow2") as process:
 
         def cut() -> Path:
             process.send_signal(signal.SIGSTOP)
@@ -285,31 +298,3 @@ def recover(layer: Path, root: Path) -> None:
     root.mkdir()
     run("debugfs", "-R", f"rdump / {root}", str(disk))
     disk.unlink()
-
-
-@contextlib.contextmanager
-def running_vm(
-    emulation: Emulation,
-    disk: Path,
-    boot: Path,
-    append: str = "",
-    disk_format: str = "raw",
-) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a virtual machine from the disk; kill it, if it still runs, at the end."""
-    (kernel,), (initrd,) = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
-    process = start(
-        *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
-        *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
-        *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
-        f"{KERNEL_OPTIONS} console={emulation.console} {append}",
-        *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
-        *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
-        *"-device virtio-net-pci,netdev=net".split(),
-        *("-smbios", f"type=3,asset={ASSET_TAG}"),
-        console=disk.parent / "console",
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
