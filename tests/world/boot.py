@@ -52,19 +52,19 @@ WantedBy=multi-user.target
 
 
 class Report(NamedTuple):
-    """What the witness saw at the end of a boot."""
+    """What the witness saw at the end of a boot; if that was good, the defaults."""
 
-    running: str
-    multi_user: str
-    failed: list[str]  # units
-    enabled: str
-    stale: str
-    result: str
-    status: str
     kernel_name: str
     stored_name: str
     hostnamed: str  # the name that it tells
     journal: list[str]  # the script's lines
+    running: str = "running"
+    multi_user: str = "active"
+    failed: str = ""  # units, one a line
+    enabled: str = "disabled"
+    stale: str = "no"
+    result: str = "success"
+    status: str = "0"
 
 
 def install_witness(root: Path) -> None:
@@ -75,10 +75,10 @@ def install_witness(root: Path) -> None:
 
 
 def parse_report(text: str) -> Report:
-    assert text, "the machine is off, and has written no report"
     values = dict(re.findall(r"^== (\w+)\n((?:(?!== ).*\n)*)", text, re.MULTILINE))
-    lists = ("failed", "journal")
-    return Report(**{k: v.splitlines() if k in lists else v.strip() for k, v in values.items()})
+    assert values.keys() == set(Report._fields), "the machine is off, and its report is not whole"
+    journal = values.pop("journal").splitlines()
+    return Report(journal=journal, **{name: value.strip() for name, value in values.items()})
 
 
 def start(*command: str, console: Path) -> "subprocess.Popen[bytes]":
@@ -202,17 +202,16 @@ def running_container(root: Path, *options: str) -> "Iterator[subprocess.Popen[b
 class Emulation(NamedTuple):
     program: str
     machine: str
-    console: str
 
 
 # By what the machine that runs the tests is; the images are of its architecture.
-EMULATIONS = {
-    "x86_64": Emulation("qemu-system-x86_64", "-M pc -cpu qemu64,-svm,+rdrand", "ttyS0"),
-}
+EMULATIONS = {"x86_64": Emulation("qemu-system-x86_64", "-M pc -cpu qemu64,-svm,+rdrand")}
 # Without norandmaps each process has its code at other addresses, and QEMU translates it anew: a
 # boot takes a third longer. Without its turn in time, the kernel's check of its timer panics, and
 # that of its clock has it take a slower one.
-KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps no_timer_check tsc=reliable"
+KERNEL_OPTIONS = (
+    "console=ttyS0 root=/dev/vda rw mitigations=off norandmaps no_timer_check tsc=reliable"
+)
 
 
 def boot_vm(emulation: Emulation, root: Path, append: str = "") -> Report:
@@ -220,9 +219,7 @@ def boot_vm(emulation: Emulation, root: Path, append: str = "") -> Report:
 
     Else it is like boot_container().
     """
-    disk = root.parent / "disk"
-    if not disk.exists():
-        make_disk(root, disk)
+    disk = disk_of(root)
     with running_vm(emulation, root, disk, append) as process:
         wait(process, root.parent / "console", VM_SECONDS)
     show = ["debugfs", "-R", "cat /witness", str(disk)]
@@ -231,8 +228,11 @@ def boot_vm(emulation: Emulation, root: Path, append: str = "") -> Report:
     return parse_report(text)
 
 
-def make_disk(root: Path, disk: Path) -> None:
-    run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
+def disk_of(root: Path) -> Path:
+    disk = root.parent / "disk"
+    if not disk.exists():
+        run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
+    return disk
 
 
 @contextlib.contextmanager
@@ -246,7 +246,7 @@ def running_vm(
             *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
             *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
             *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
-            f"{KERNEL_OPTIONS} console={emulation.console} {append}",
+            f"{KERNEL_OPTIONS} {append}",
             *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
             *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
             *"-device virtio-net-pci,netdev=net".split(),
@@ -272,10 +272,9 @@ def losing_power(emulation: Emulation, root: Path) -> Iterator[Callable[[], Path
     Lost is what the guest has not written, and what it has not flushed: until then only QEMU itself
     knows where in its layer the data is. The witness is away: it would flush, and power off.
     """
-    disk, layer = root.parent / "disk", root.parent / "layer"
-    make_disk(root, disk)
+    layer = root.parent / "layer"
     options = "-q -f qcow2 -o cluster_size=4k -F raw -b".split()
-    run("qemu-img", "create", *options, str(disk), str(layer))
+    run("qemu-img", "create", *options, str(disk_of(root)), str(layer))
     numbers = itertools.count()
     append = f"{LOSSY} systemd.mask=witness.service"
     with running_vm(emulation, root, layer, append, disk_format="qcow2") as process:
