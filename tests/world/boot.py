@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
 from typing import Callable, NamedTuple
 
 from world.images import ASSET_TAG, run
@@ -83,24 +84,18 @@ def parse_report(text: str) -> Report:
 
 def start(*command: str, console: Path) -> "subprocess.Popen[bytes]":
     """Start a program that ends with this process, whatever happens to it."""
+    command = ("setpriv", "--pdeathsig=KILL", *command)
     with open(console, "ab") as output:
-        return subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        return subprocess.Popen(command, stdin=DEVNULL, stdout=output, stderr=STDOUT)
 
 
 def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> None:
     """Wait until the machine has powered itself off; else show what it said last."""
-    try:
-        status = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        status = -1
-    if status != 0:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    if process.returncode != 0:
         said = console.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"the machine did not power off (status {status}):\n{said}")
+        raise RuntimeError(f"the machine did not power off ({process.returncode}):\n{said}")
 
 
 # ---- The network of a machine

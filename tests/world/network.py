@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -31,23 +32,20 @@ def isolate() -> str:
     network that was left, for what must download something.
     """
     is_root = os.geteuid() == 0
-    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # it finds out: where a step fails, those before it are done
+        status = 0
         try:
             enter_namespaces(is_root)
         except OSError as error:
-            remedy = FOR_ROOT if is_root else FOR_OTHERS
-            os.write(writing, f"not isolated ({error}): {remedy}".encode())
+            status = error.errno or errno.EPERM
         finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading) as pipe:
-        refusal = pipe.read()
-    os.waitpid(child, 0)
-    if not refusal:
-        enter_namespaces(is_root)
-    return refusal
+            os._exit(status)
+    number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if number != 0:
+        return f"not isolated ({os.strerror(number)}): {FOR_ROOT if is_root else FOR_OTHERS}"
+    enter_namespaces(is_root)
+    return ""
 
 
 def enter_namespaces(is_root: bool) -> None:
