@@ -1,6 +1,6 @@
 """Accidents of the machine, as an image builder makes them, and the unit under a real systemd.
 
-All of them share one boot: a service in the machine makes each, starts the unit again, and tells.
+All of them share one boot: its witness makes each, starts the unit again, and tells.
 """
 
 import shlex
@@ -57,17 +57,14 @@ ACCIDENTS = {
         """
         exec 3<>/dev/fuse
         mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead /home
-        exec 3<&-
-        fails ls /home
-        """,
+        exec 3<&-; fails ls /home""",
         "umount /home",
     ),
     "/run has no free inode": Accident(
         """
         inodes=$(stat -f -c %c /run)
         mount -o remount,nr_inodes=$((inodes - $(stat -f -c %d /run))) /run
-        fails touch /run/file
-        """,
+        fails touch /run/file""",
         "mount -o remount,nr_inodes=$inodes /run",
     ),
     "/etc is read-only": Accident(
