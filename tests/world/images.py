@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Callable, NamedTuple, Optional
 
 from world import readme
@@ -75,15 +76,11 @@ def select(names: str) -> None:
 def build(name: str, directory: Path) -> Path:
     """Return the root directory of the image *name*, which is built in *directory* if need be."""
     image = IMAGES[name]
-    command = [
-        *MMDEBSTRAP,
-        f"--customize-hook={LEAVE_OUT}",
-        f"--include={PACKAGES},{image.python},{image.packages}",
-        image.suite,
-        name,
-        *([image.source] if image.source else []),
-    ]
-    return build_once(directory, name, " ".join(command), lambda _: (command, directory))
+    include = f"--include={PACKAGES},{image.python},{image.packages}"
+    command = [*MMDEBSTRAP, f"--customize-hook={LEAVE_OUT}", include, image.suite, name]
+    if image.source:
+        command.append(image.source)
+    return build_once(directory / name, " ".join(command), command, directory)
 
 
 # A Debian that has mkosi makes a disk of what the README's blocks have made. It uses that Debian's
@@ -113,34 +110,37 @@ def build_from_scratch(directory: Path) -> Path:
     script = MAKE_DISK.format(mmdebstrap=shlex.join(MMDEBSTRAP))
     blocks = "\n".join([INSTALL, NETWORK, HOST_KEYS])
 
-    def prepare(place: Path) -> tuple[list[str], Path]:
-        image = place / "my-image"
+    place = directory / "from-scratch"
+    image = place / "my-image"
+
+    def prepare() -> None:
         paste_for(image / "mkosi.extra", blocks)
         (image / "mkosi.conf").write_text(configuration)
-        return [*APART, "sh", "-euc", script, "sh", build], place
 
     project = [Path(REPOSITORY, name).read_text() for name in PROJECT]
     recipe = "\n".join([script, configuration, build, blocks, *project])
-    return build_once(directory, "from-scratch", recipe, prepare) / "my-image/image.vhd"
+    build_once(place, recipe, [*APART, "sh", "-euc", script, "sh", build], place, prepare)
+    return image / "image.vhd"
 
 
 def build_once(
-    directory: Path, name: str, recipe: str, prepare: Callable[[Path], tuple[list[str], Path]]
+    place: Path,
+    recipe: str,
+    command: list[str],
+    cwd: Path,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Return the place *name* in *directory*, made by the command that *prepare* returns.
-
-    And where that is to run. All workers share the place: the first builds, the others wait.
-    """
-    place, stamp = directory / name, directory / f"{name}.recipe"
-    with open(directory / f"{name}.lock", "w") as lock:
+    """Return the *place*, which *command* makes. Workers share it: one builds, the others wait."""
+    stamp = place.with_name(f"{place.name}.recipe")
+    with open(place.with_name(f"{place.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != recipe:
             stamp.unlink(missing_ok=True)
             shutil.rmtree(place, ignore_errors=True)
-            command, where = prepare(place)
+            prepare()
             outside = f"--net={os.environ['OUTER_NETWORK']}"  # to download, and for nothing else
             # Another run waits for the lock even if this one is killed.
-            run("nsenter", outside, *command, cwd=where, pass_fds=[lock.fileno()])
+            run("nsenter", outside, *command, cwd=cwd, pass_fds=[lock.fileno()])
             stamp.write_text(recipe)
     return place
 
@@ -203,14 +203,7 @@ def label(root: Path, copy: Path) -> None:
 def run(*command: str, cwd: Optional[Path] = None, pass_fds: Sequence[int] = ()) -> None:
     """Run a command; when it fails, tell what it printed."""
     done = subprocess.run(
-        command,
-        cwd=cwd,
-        pass_fds=pass_fds,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+        command, cwd=cwd, pass_fds=pass_fds, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True
     )
     if done.returncode != 0:
         raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout}")
