@@ -56,16 +56,10 @@ if NOT_ISOLATED:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", action="store_true", help=f"boot real systems: {BOOTS_TAKE}")
-    parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
     parser.addoption("--walks", type=int, default=200, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=10000, help="answers to compare judges on")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--images"):  # before the modules that make tests of them
-        images.select(config.getoption("--images"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -26,7 +26,7 @@ UNIT = "azure-provisioning.service"
 UNITS = "etc/systemd/system"
 LINES = readme.block("## See that it worked").splitlines()  # of the VM myvm
 # All is tried on all, but for images that are for one thing.
-ONE_THING = ("-agents", "-managers", "-selinux")
+ONE_THING = ("-agents", "-managers")
 RELEASES = [name for name in IMAGES if not name.endswith(ONE_THING)]
 WITH_MINIMAL_PYTHON = [name for name in IMAGES if IMAGES[name].python == images.MINIMAL]
 each_release = pytest.mark.parametrize("release", RELEASES)
@@ -207,6 +207,7 @@ def test_power_cut_is_put_right_by_the_next_boot(
 ) -> None:
     with boot.running_container(root):
         wait_for(moment, host, root.parent / "console")
+    time.sleep(0.5)  # a report may still be on its way
     accepted = len(host.accepted)
     reached = progress(root, len(host.requests), accepted)
     record_property("power cut", reached)
@@ -235,30 +236,6 @@ def test_virtual_machine_boots(
     assert len(host.accepted) == 1
     *_, request = [one for one in host.requests if "osProfile/computerName" in one.target]
     assert "user-agent" not in request.headers, "it is systemd's client that has asked"
-
-
-WITH_SELINUX = [name for name in IMAGES if images.SELINUX in IMAGES[name].packages]
-ENFORCING = "security=selinux selinux=1 enforcing=1"
-if WITH_SELINUX:  # only by hand
-
-    @pytest.mark.parametrize("release", WITH_SELINUX)
-    def test_virtual_machine_boots_where_selinux_enforces_its_policy(
-        emulation: Emulation, root: Path, host: SimulatedHost, tmp_path: Path
-    ) -> None:
-        in_checkout(root, NETWORKD_ON)
-        add_drop_in(root, "[Service]\nExecStartPre=/bin/cat /proc/self/attr/current\n")
-        labelled = tmp_path / "labelled/root"
-        images.label(root, labelled)
-        for _ in range(2):
-            report = boot_vm(emulation, labelled, ENFORCING)
-            assert UNIT not in report.failed
-            # Units of Debian's own fail under its policy, and journalctl cannot read the journal.
-            assert report._replace(running="running", failed="") == good_end("myvm", [])
-        console = (labelled.parent / "console").read_text(errors="replace")
-        lines = ["system_u:system_r:initrc_t:s0", *LINES]
-        assert [line for line in lines if console.count(line) != 1] == []
-        assert len(host.accepted) == 1
-        assert len(host.requests) == 3, "the second boot was not silent"
 
 
 @pytest.mark.parametrize("release", ["debian-12"])

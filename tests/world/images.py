@@ -38,7 +38,6 @@ class Image(NamedTuple):
     suite: str
     python: str
     packages: str = ""  # besides PACKAGES
-    source: str = ""  # a line for apt, where it is not Debian's archive
 
 
 AGENTS = "cloud-init,netplan.io,waagent"  # as in Debian's images for Azure; never started
@@ -55,31 +54,11 @@ IMAGES = {
 }
 
 
-UBUNTU = "deb [trusted=yes] http://archive.ubuntu.com/ubuntu {} main universe"
-UBUNTU_PACKAGES = f"initramfs-tools,linux-image-virtual,udev,{SSH}"
-SELINUX = "auditd,policycoreutils,selinux-basics,selinux-policy-default"
-# Only for those who name them with --images: another archive than Debian's.
-BY_HAND = {
-    f"ubuntu-{version}": Image(suite, FULL, UBUNTU_PACKAGES, UBUNTU.format(suite))
-    for version, suite in (("22.04", "jammy"), ("24.04", "noble"), ("26.04", "resolute"))
-}
-BY_HAND["debian-13-selinux"] = Image("trixie", FULL, f"{KERNEL},{SELINUX}")
-
-
-def select(names: str) -> None:
-    """Have only these images, by name with commas between them, be the IMAGES."""
-    known = {**IMAGES, **BY_HAND}
-    IMAGES.clear()
-    IMAGES.update({name: known[name] for name in names.split(",")})
-
-
 def build(name: str, directory: Path) -> Path:
     """Return the root directory of the image *name*, which is built in *directory* if need be."""
     image = IMAGES[name]
     include = f"--include={PACKAGES},{image.python},{image.packages}"
     command = [*MMDEBSTRAP, f"--customize-hook={LEAVE_OUT}", include, image.suite, name]
-    if image.source:
-        command.append(image.source)
     return build_once(directory / name, " ".join(command), command, directory)
 
 
@@ -190,14 +169,6 @@ def in_checkout(root: Path, commands: str) -> None:
     tag = f'mkdir -p "$2{DMI}"; echo {ASSET_TAG} >"$2{DMI}/chassis_asset_tag"'
     script = f'{mounts}; {tag}; exec chroot "$2" sh -euxc "cd /mnt; $3"'
     run(*APART, "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
-
-
-def label(root: Path, copy: Path) -> None:
-    """Make *copy* one of the disk, with the labels of its SELinux policy; an overlay takes none."""
-    copy.parent.mkdir(parents=True)
-    run("cp", "-a", str(root), str(copy))
-    contexts = "/etc/selinux/default/contexts/files/file_contexts"
-    run("chroot", str(copy), "setfiles", "-m", "-F", contexts, "/")
 
 
 def run(*command: str, cwd: Optional[Path] = None, pass_fds: Sequence[int] = ()) -> None:
