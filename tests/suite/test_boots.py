@@ -223,16 +223,17 @@ IMDS_NETWORK = f"{NETWORKD_ON}\nrm /etc/systemd/network/50-azure.network"
 LOCKED = "systemd.imds.network=locked"
 WITH_KERNEL = [name for name in RELEASES if "linux-image" in IMAGES[name].packages]
 WITH_IMDS = [name for name in WITH_KERNEL if images.IMDS_CLIENT in IMAGES[name].packages]
-VMS = [(name, NETWORKD_ON, "") for name in WITH_KERNEL]
-VMS += [(name, IMDS_NETWORK, LOCKED) for name in WITH_IMDS]
+# Debian 12 loses its power below, and Debian 13 has a second card in test_readme_boots.py.
+VMS = [(name, False) for name in WITH_KERNEL if name not in ("debian-12", "debian-13")]
+VMS += [(name, True) for name in WITH_IMDS]
 
 
-@pytest.mark.parametrize("release, network, append", VMS)
+@pytest.mark.parametrize("release, locked", VMS)
 def test_virtual_machine_boots(
-    emulation: Emulation, root: Path, host: SimulatedHost, network: str, append: str
+    emulation: Emulation, root: Path, host: SimulatedHost, locked: bool
 ) -> None:
-    in_checkout(root, network)
-    assert boot_vm(emulation, root, append) == good_end("myvm")
+    in_checkout(root, IMDS_NETWORK if locked else NETWORKD_ON)
+    assert boot_vm(emulation, root, LOCKED if locked else "") == good_end("myvm")
     assert len(host.accepted) == 1
     *_, request = [one for one in host.requests if "osProfile/computerName" in one.target]
     assert "user-agent" not in request.headers, "it is systemd's client that has asked"
