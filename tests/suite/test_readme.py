@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,19 @@ def test_block_for_the_ssh_key_wants_a_user_who_exists_and_a_first_fetch(scratch
     assert pasted.files == {}
     pasted = paste(f"sh() {{ return 1; }}\nroot=/ user=builder\n{SSH_KEY}", scratch / "key")
     assert list(pasted.files) == ["vm/usr/local/lib/azure-ssh-key.sh"]
+
+
+def test_block_that_installs_the_unit_takes_a_path_with_dots(tmp_path: Path) -> None:
+    """As for mkosi; systemctl's own --root= does not, from systemd 252 on."""
+    require_tools("systemctl")
+    for name in ("image", "checkout"):
+        (tmp_path / name).mkdir()
+    for name in PROJECT:
+        shutil.copy(Path(sandbox.REPOSITORY, name), tmp_path / "checkout")
+    block = ["sh", "-c", f"root=../image\n{INSTALL}"]
+    subprocess.run(block, cwd=tmp_path / "checkout", check=True)
+    wanted = tmp_path / "image/etc/systemd/system/multi-user.target.wants"
+    assert (wanted / PROJECT[1]).is_symlink()
 
 
 def test_block_that_removes_the_agents_lets_them_have_warnings(scratch: Path) -> None:
