@@ -8,7 +8,7 @@ next run ends well.
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,24 +17,15 @@ from hypothesis import strategies as st
 import azure_provisioning
 from world.clock import script
 from world.faults import BODY_FAULTS, FAULTS, OPEN_ENDED, STEPS, VARIANTS, accepted_then
-from world.host import OLD_IMDS_VERSIONS, Fault, SimulatedHost, Vm
+from world.host import OLD_IMDS_VERSIONS, Fault, SimulatedHost, Vm, make_fault
 from world.machine import Machine, check
 
 PARTS = 4  # for as many workers
 STEP_SECONDS = 0.05  # of real time, for a peer that is silent or slow
 
 
-def move_on(handler: Any) -> None:
-    """The VM gets another identity just before the request, which is answered as it deserves."""
-    host = handler.host
-    host.incarnation += 1
-    number = host.incarnation
-    host.vm = host.vm._replace(container_id=f"container-{number}", instance_id=f"instance-{number}")
-    handler.send(handler.answer())
-
-
 ALL: dict[str, dict[str, Fault]] = {
-    one: {**FAULTS, **VARIANTS, **OPEN_ENDED, "moves-on": move_on} for one in STEPS
+    one: {**FAULTS, **VARIANTS, **OPEN_ENDED, "stale": make_fault("stale")} for one in STEPS
 }
 for name, fault in BODY_FAULTS.items():
     ALL["health"][name] = accepted_then(fault)
@@ -69,7 +60,7 @@ def test_walk_over_all_faults_loses_nothing(
     def walk(computer_name: str, old_imds: bool, timeout: int, path: list[Step]) -> None:
         machine = Machine(Path(tempfile.mkdtemp(dir=tmp_path), "machine"))
         vm = Vm("web_11", computer_name)
-        with SimulatedHost(vm, imds_rate=1000) as host, pytest.MonkeyPatch.context() as patch:
+        with SimulatedHost(vm) as host, pytest.MonkeyPatch.context() as patch:
             patch.setattr(azure_provisioning, "STEP_SECONDS", STEP_SECONDS)
             host.imds_versions = OLD_IMDS_VERSIONS if old_imds else host.imds_versions
             for step in path:
