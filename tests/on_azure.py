@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -26,15 +25,12 @@ In the subscription {subscription} this creates two resource groups:
 - {prefix}-images: a snapshot, a Compute Gallery with one image, a VM, a scale set of
   two VMs, their disks, network, addresses and a load balancer.
 
-It takes 30 to 60 minutes, and should cost less than 2 US dollars; both are estimates, since nobody
-has run this yet. At the end it deletes both groups, also after an error or Ctrl-C. If there is
-no SSH key in ~/.ssh, one is made.
+It takes 30 to 60 minutes, and should cost less than 2 US dollars; nobody has run it yet. At the
+end it deletes both groups, also after an error or Ctrl-C. If ~/.ssh has no key, one is made.
 """
 CREATE, CONNECT, USE = "### 1. Create the VM", "### 2. Log in", "### 6. Create VMs"
-INSTALL = [
-    *("### 3. Install", "## Install it"),
-    *("### The network", "### SSH host keys", "### Azure's SSH key"),
-]
+INSTALL = ["### 3. Install", "## Install it"]
+INSTALL += ["### The network", "### SSH host keys", "### Azure's SSH key"]
 # Where the guide, and what is added to it here, name one of the two groups.
 GROUPS = re.compile(r"(--resource-group |az group \w+ --name )(images|builder)\b")
 # All runs in one Bash, as if it was pasted there; when that ends, for whatever reason, it deletes.
@@ -96,9 +92,8 @@ def guide(prefix: str, variables: list[str]) -> str:
 
     def in_builder(*headings: str) -> str:  # what reads its standard input must not read the rest
         blocks = "".join(readme.block(one) for one in headings)
-        return (
-            f"{{\n{readme.block(CONNECT)}}} <<'IN_VM'\n{{\nset -eu\n{blocks}}} </dev/null\nIN_VM\n"
-        )
+        here = f"{{\nset -eu\n{blocks}}} </dev/null\nIN_VM\n"
+        return f"{{\n{readme.block(CONNECT)}}} <<'IN_VM'\n{here}"
 
     steps = [
         *(TOOLS, readme.block(CREATE), *variables, readme.block(CREATE, 1)),
@@ -122,9 +117,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variables", nargs="*", metavar="NAME=VALUE", type=assignment)
     options = parser.parse_args()
-    missing = [one for one in ("az", "bash", "scp", "ssh") if not shutil.which(one)]
-    if missing:
-        parser.error(f"not installed: {', '.join(missing)}")
     account = ["az", "account", "show", "--query", "join(' ', [name, id])", "--output", "tsv"]
     subscription = subprocess.check_output(account, text=True).strip()
     prefix = f"azure-provisioning-{int(time.time())}-{secrets.token_hex(4)}"

@@ -2,16 +2,14 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional
 
 import pytest
 
 import try_image
-from conftest import heed_sigint, require, require_tools, wait_until
+from conftest import require, require_tools, wait_until
 from world.images import build_from_scratch
 from world.sandbox import REPOSITORY
 
@@ -32,13 +30,7 @@ def test_try_image_has_a_good_verdict_on_the_disk_from_scratch(
     done = try_it(str(disk))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "\nVerdict: good\n" in done.stdout
-    for text in (
-        "Ready accepted once, first after ",
-        "the second boot was silent for ",
-        "after the second boot Azure's DNS would have tried-1\n",
-        "two machines of this image share no SSH host key\n",
-    ):
-        assert f"\n yes  {text}" in done.stdout
+    assert re.search("SSH host keys of two machines: [1-9] and [1-9], 0 shared\n", done.stdout)
     assert disk.stat().st_mtime_ns == before, "it was written to"
 
 
@@ -54,33 +46,12 @@ def temporary(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "content, reason",
-    [
-        (None, "No such file"),
-        (b"no disk".ljust(1 << 20), "has neither a partition table nor a boot sector"),
-        (b"QFI\xfb\0\0\0\3".ljust(1 << 20, b"\0"), "qemu-img: Could not open"),
-    ],
-)
-def test_try_image_refuses_what_is_no_disk_in_one_line(
-    temporary: Path, content: Optional[bytes], reason: str
-) -> None:
+def test_try_image_refuses_what_is_no_disk(temporary: Path) -> None:
     image = temporary / "image"
-    if content is not None:
-        image.write_bytes(content)
+    image.write_bytes(b"QFI\xfb\0\0\0\3".ljust(1 << 20, b"\0"))
     done = try_it(str(image))
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(f"try_image.py: .*{reason}.*\n", done.stderr)
-
-
-def test_try_image_says_that_it_needs_root_before_what_else_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(sys, "argv", ["try_image.py", "no-image"])
-    monkeypatch.setenv("PATH", "")
-    assert try_image.main() == 2
-    assert capsys.readouterr().err == "try_image.py: it needs root\n"
+    assert re.match("qemu-img: Could not open.*\ntry_image.py: ", done.stderr)
 
 
 def disk_that_does_not_boot(directory: Path) -> Path:
@@ -97,7 +68,7 @@ def test_try_image_has_a_bad_verdict_on_a_disk_that_does_not_boot(temporary: Pat
     disk = disk_that_does_not_boot(temporary)
     done = try_it("--timeout=1", str(disk))
     assert (done.returncode, done.stderr) == (1, "")
-    assert f"{disk}: vpc, no EFI system partition: BIOS; tried with " in done.stdout
+    assert f"{disk}: vpc, no EFI system partition: BIOS\n" in done.stdout
     assert "\n  NO  Ready was not accepted in 1 s\n\nVerdict: BAD" in done.stdout
 
 
@@ -107,39 +78,29 @@ def processes_of(directory: Path) -> str:
     return subprocess.run(find, input=str(directory), capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_try_image_interrupted_leaves_nothing_but_the_console(
-    temporary: Path, number: signal.Signals
-) -> None:
+def test_try_image_interrupted_leaves_nothing_but_the_console(temporary: Path) -> None:
     command = [*COMMAND, str(disk_that_does_not_boot(temporary))]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_sigint) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         wait_until(lambda: list(temporary.glob("*/monitor")))  # QEMU's
-        process.send_signal(number)
+        process.terminate()
         assert process.communicate()[1].startswith(b"Interrupted")
     assert process.returncode == 130
     assert not processes_of(temporary)
     assert {path.suffix for path in temporary.iterdir()} == {".vhd", ".console"}
 
 
-FIRST = try_image.Boot(lease=1, ready=2, accepted=1, posted=1, requests=3)
+FIRST = try_image.Boot(lease=1, ready=2, accepted=1)
 SECOND = try_image.Boot(lease=1, name="tried-1", keys=("key-1",))
-OTHER = FIRST._replace(keys=("key-2",))
-TWICE = FIRST._replace(accepted=2)
 
 
 @pytest.mark.parametrize(
-    "boots, broken",
+    "boots, verdict",
     [
-        ((FIRST, SECOND, OTHER), ""),
-        ((TWICE, SECOND, OTHER), "Ready accepted 2 times"),
-        ((FIRST, SECOND._replace(posted=1, requests=2), OTHER), "the second boot reported 1 times"),
-        ((FIRST, SECOND._replace(name=""), OTHER), "after the second boot Azure's DNS would have"),
-        ((FIRST, SECOND, OTHER._replace(keys=("key-1",))), "two machines of this image share SSH"),
+        ((FIRST, SECOND, FIRST._replace(keys=("key-2",))), [True] * 4),
+        ((FIRST._replace(accepted=2), SECOND._replace(name="", posted=1), SECOND), [False] * 4),
     ],
 )
-def test_try_image_tells_the_promise_that_is_not_kept(
-    boots: tuple[try_image.Boot, try_image.Boot, try_image.Boot], broken: str
+def test_try_image_judges_each_promise(
+    boots: tuple[try_image.Boot, try_image.Boot, try_image.Boot], verdict: list[bool]
 ) -> None:
-    told = [text for kept, text in try_image.judge(*boots) if not kept]
-    assert len(told) == bool(broken)
-    assert all(text.startswith(broken) for text in told)
+    assert [kept for kept, _ in try_image.judge(*boots)] == verdict
