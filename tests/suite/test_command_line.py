@@ -1,9 +1,7 @@
 """The command line: what it takes, what it refuses, what it says; no network in any of these."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -139,12 +137,6 @@ def test_main_needs_no_parser_of_options_in_the_unit(
 
 
 # ---- The file
-
-
-def test_deadlines_count_on_no_clock_that_can_be_set() -> None:
-    source = Path(sandbox.SCRIPT).read_text()
-    assert "time.monotonic()" in source
-    assert not re.search(r"time\.time\b|datetime|perf_counter", source)
 
 
 def test_import_takes_only_what_ready_needs() -> None:

@@ -93,14 +93,6 @@ def test_fault_after_the_status_of_an_accepted_report_does_not_count(
     assert [request.method for request in host.requests].count("POST") == 1
 
 
-@pytest.mark.parametrize("endpoint", ["goalstate", "computer-name"])
-def test_refused_connection_loses_nothing(
-    host: SimulatedHost, machine: Machine, run_here: Run, endpoint: str
-) -> None:
-    host.refuse(SERVICES[endpoint])
-    fail_then_recover(host, machine, run_here, endpoint)
-
-
 @pytest.mark.parametrize(
     "endpoint, variant",
     [

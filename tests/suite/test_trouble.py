@@ -18,14 +18,6 @@ def test_ready_is_not_delayed_by_trouble_with_imds(host: SimulatedHost, command:
     assert process.returncode == 3
 
 
-def test_say_prints_lines_as_they_happen(host: SimulatedHost, command: list[str]) -> None:
-    host.misbehave("goalstate", "silent")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline().startswith("Fetching the goal state")
-        process.kill()
-
-
 @pytest.mark.parametrize("fault", ["silent", "500"])
 def test_ctrl_c_ends_it_with_one_line(host: SimulatedHost, command: list[str], fault: str) -> None:
     host.misbehave("goalstate", fault)
