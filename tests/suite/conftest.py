@@ -22,8 +22,6 @@ from world.host import SimulatedHost, Vm
 from world.machine import Machine
 from world.network import PLATFORM_ENDPOINTS, isolate, new_network
 
-NEWEST = "debian-testing"  # an image, whose Python is newer than what machines have
-
 # Before anything else runs, and before pytest-xdist starts its workers, which inherit it: from here
 # on nothing can reach Azure's addresses, or change the machine's host name, even by mistake.
 # Where that is refused nothing changes: guards remain, here and in sandbox.py, and what needs more
@@ -58,22 +56,15 @@ if NOT_ISOLATED:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", action="store_true", help=f"boot real systems: {BOOTS_TAKE}")
-    parser.addoption("--images", help="boot these, by name; see world/images.py")
     parser.addoption("--power-cuts", type=int, default=28, help="machines to boot and kill")
     parser.addoption("--vm-power-cuts", type=int, default=10, help="of VMs, ten of a boot")
     parser.addoption("--walks", type=int, default=200, help="random walks over the fault table")
     parser.addoption("--oracle-cases", type=int, default=10000, help="answers to compare judges on")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--images"):  # before the modules that make tests of them
-        images.select(config.getoption("--images"))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
-        pythons = {**PYTHONS, **({NEWEST: NEWEST} if metafunc.config.getoption("--boots") else {})}
-        metafunc.parametrize("python", pythons.values(), ids=pythons.keys(), indirect=True)
+        metafunc.parametrize("python", PYTHONS.values(), ids=PYTHONS.keys())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -152,24 +143,10 @@ def emulation(isolated: None) -> Emulation:
 @pytest.fixture
 def image(release: str, isolated: None, pytestconfig: pytest.Config) -> Path:
     """The root file system of a Debian."""
-    return built_image(release, pytestconfig)
-
-
-def built_image(name: str, config: pytest.Config) -> Path:
     require(os.environ["ROOT"], "only root can build and boot a root file system")
     require_tools("mmdebstrap", "mount", "nsenter", "setpriv", "unshare")
-    require(name in images.IMAGES, f"{name} is not among --images")
-    assert config.cache
-    return images.build(name, config.cache.mkdir("images"))
-
-
-@pytest.fixture
-def python(request: pytest.FixtureRequest, pytestconfig: pytest.Config, tmp_path: Path) -> str:
-    """An interpreter to run the script on."""
-    if request.param != NEWEST:
-        return str(request.param)
-    request.getfixturevalue("isolated")
-    return interpreters.from_image(built_image(NEWEST, pytestconfig), tmp_path / "python3")
+    assert pytestconfig.cache
+    return images.build(release, pytestconfig.cache.mkdir("images"))
 
 
 @pytest.fixture

@@ -3,13 +3,17 @@
 All answers are read by the same code: all faults come at one step, a cross-section at the others.
 """
 
+import tempfile
+from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import azure_provisioning
 from conftest import Run as ProcessRun
-from world.clock import Run
+from world.clock import Run, script
 from world.faults import (
     BODY_FAULTS,
     FAULTS,
@@ -19,10 +23,11 @@ from world.faults import (
     VARIANTS,
     accepted_then,
 )
-from world.host import DRIP_SECONDS, SimulatedHost
+from world.host import DRIP_SECONDS, SimulatedHost, Vm
 from world.machine import AnyResult, Machine, check
 
 SECONDS = 2  # of our clock
+WALKERS = 4  # for as many workers
 SLOW = ["silent", "slow-headers", "slow-body"]
 # One of each kind: no connection, no answer, no HTTP, another status, a body cut short.
 SOME = ["silent", "reset", "not-http", "503", "truncated-chunk"]
@@ -109,6 +114,42 @@ def test_right_answer_is_understood_however_it_is_told(
 ) -> None:
     host.misbehave(endpoint, {**VARIANTS, **OPEN_ENDED}[variant])
     ends_well(host, machine, run_here)
+
+
+# ---- Many in a row, everywhere, at once
+
+ALL = {**FAULTS, **VARIANTS, **OPEN_ENDED}
+steps = st.tuples(st.sampled_from([*STEPS]), st.sampled_from([*ALL]), st.integers(1, 4))
+
+
+@pytest.mark.parametrize("part", range(WALKERS))
+def test_walk_over_all_faults_loses_nothing(
+    part: int, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    walks = max(pytestconfig.getoption("--walks") // WALKERS, 1)
+
+    @settings(max_examples=walks, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(steps, max_size=12), st.text(max_size=80), st.sampled_from([2, 10, 30]))
+    def walk(path: list[tuple[str, str, int]], computer_name: str, timeout: int) -> None:
+        machine = Machine(Path(tempfile.mkdtemp(dir=tmp_path), "machine"))
+        with SimulatedHost(Vm("web_11", computer_name)) as host:
+            for endpoint, name, times in path:
+                only_status_counts = endpoint == "health" and name in BODY_FAULTS
+                fault = accepted_then(ALL[name]) if only_status_counts else ALL[name]
+                host.misbehave(endpoint, fault, times=times)
+            run = script(machine, host)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(azure_provisioning, "STEP_SECONDS", 0.05)  # of real time
+                result = run(f"--timeout={timeout}")
+            check(result, host, machine, timeout)
+            host.recover()
+            host.accepted.clear()
+            host.vm = Vm("web_11", "web000011")
+            again = run("--timeout=5")
+            check(again, host, machine, 5)
+            assert (again.status, machine.names) == (0, ["web000011", "web000011"])
+
+    walk()
 
 
 # ---- A cross-section on every Python

@@ -3,70 +3,22 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import test_boots
 from conftest import require_tools, wait_until
-from test_boots import LINES, RELEASES, assert_nothing_happens_at, good_end
-from world import readme
-from world.boot import (
-    CABLE,
-    CONTAINER_SECONDS,
-    PLUGGED,
-    Emulation,
-    boot_container,
-    boot_vm,
-    dhcp,
-    install_witness,
-    make_disk,
-    running_container,
-)
+from test_boots import UNIT, UNITS, add_drop_in, assert_next_boot_is_silent, good_end, write
+from world import boot, readme
+from world.boot import CABLE, PLUGGED, Emulation, boot_container, dhcp
 from world.host import SimulatedHost, Vm
-from world.images import ALL, GENERALIZE, fresh_disk, in_checkout, install, run
+from world.images import ALL, GENERALIZE, fresh_disk, in_checkout, run
 
-UNIT = "azure-provisioning.service"
+installed, root, host = test_boots.installed, test_boots.root, test_boots.host
+
 NAME_FIRST, READY_LAST, OTHER_TARGET, ELSEWHERE, READ_ONLY, DNS = readme.drop_ins()
-NETWORKD = "systemd-networkd systemd-networkd-wait-online"
-
-
-@pytest.fixture
-def installed(image: Path, tmp_path: Path) -> Iterator[Path]:
-    """The disk of a machine that has all of the README's blocks, and has never booted."""
-    require_tools("systemd-nspawn")
-    with fresh_disk(image, tmp_path / "machine") as root:
-        install(root)
-        install_witness(root)
-        yield root
-
-
-@pytest.fixture
-def root(installed: Path) -> Path:
-    """The same, without a network of its own."""
-    in_checkout(installed, f"systemctl disable {NETWORKD}")
-    return installed
-
-
-@pytest.fixture
-def host(platform_host: SimulatedHost) -> SimulatedHost:
-    platform_host.vm = Vm()  # the one in the README
-    return platform_host
-
-
-def write(root: Path, file: str, text: str) -> None:
-    (root / file).parent.mkdir(parents=True, exist_ok=True)
-    (root / file).write_text(text)
-
-
-def adapt(root: Path, drop_in: str, unit: str = UNIT) -> None:
-    directory = f"etc/systemd/system/{unit}.d"
-    write(root, f"{directory}/{len(list((root / directory).glob('*')))}.conf", drop_in)
-
-
-def add_service(root: Path, name: str, command: str) -> None:
-    service = f"[Service]\nType=oneshot\nExecStart={command}\nStandardOutput=append:/said\n"
-    write(root, f"etc/systemd/system/{name}", f"{service}[Install]\nWantedBy=other.target\n")
 
 
 # ---- A network of its own, which DHCP brings up some time in the boot
@@ -83,9 +35,8 @@ systemctl enable networking
 }
 
 
-def assert_it_boots_in_a_network_of_its_own(root: Path, host: SimulatedHost, *options: str) -> None:
-    """And that the DHCP server, where Azure's DNS has a name from, knows it after that boot."""
-    host.requests.clear()
+def assert_both_boots_are_good_with_dhcp(root: Path, host: SimulatedHost, *options: str) -> None:
+    """And that the DHCP server, where Azure's DNS has a name from, knows it after the first."""
     hold = root / "hold"
     hold.touch()
     with dhcp(root.parent, CABLE) as log:
@@ -98,36 +49,35 @@ def assert_it_boots_in_a_network_of_its_own(root: Path, host: SimulatedHost, *op
 
         # No line tells of trouble: the unit has waited for the network.
         report = boot_container(root, PLUGGED, *options, meanwhile=until_the_name_is_known)
-        assert report == good_end("myvm")
-        assert len(host.accepted) == 1
+    assert report == good_end("myvm")
+    assert len(host.accepted) == 1
     with dhcp(root.parent, CABLE):
-        assert_nothing_happens_at(lambda: boot_container(root, PLUGGED), host, "myvm")
+        assert_next_boot_is_silent(root, host, PLUGGED)
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_it_boots_with_two_cards_where_a_preset_disables_what_no_other_enables(
+@test_boots.each_release
+def test_first_boot_with_two_cards_where_a_preset_disables_what_no_other_enables(
     installed: Path, host: SimulatedHost
 ) -> None:
     """As a first boot has it in some distributions. One of the cards gets no lease."""
-    adapt(installed, DNS)
+    add_drop_in(installed, DNS)
     write(installed, VENDOR_PRESET, "disable *\n")
     in_checkout(installed, "systemctl preset-all")
-    wanted = installed / "etc/systemd/system/multi-user.target.wants"
-    assert not (wanted / "witness.service").is_symlink()
+    assert not (installed / UNITS / "multi-user.target.wants/witness.service").is_symlink()
     in_checkout(installed, "systemctl enable witness")
     run("sh", "-euc", SECOND_CARD)
     start = time.monotonic()
-    assert_it_boots_in_a_network_of_its_own(installed, host, PLUGGED.replace("eth0", "eth1"))
+    assert_both_boots_are_good_with_dhcp(installed, host, PLUGGED.replace("eth0", "eth1"))
     assert time.monotonic() - start < 90, "it waits for a lease on all cards"
 
 
 @pytest.mark.parametrize("release, manager", [("debian-12-managers", one) for one in MANAGERS])
-def test_it_boots_with_another_network_manager(
+def test_first_boot_with_another_network_manager(
     root: Path, host: SimulatedHost, manager: str
 ) -> None:
-    adapt(root, DNS.replace("systemd-networkd", manager))
+    add_drop_in(root, DNS.replace("systemd-networkd", manager))
     in_checkout(root, f"{OTHERS}\n{MANAGERS[manager]}")
-    assert_it_boots_in_a_network_of_its_own(root, host)
+    assert_both_boots_are_good_with_dhcp(root, host)
 
 
 # virtio_net stands for mana. The second card is below another, as with Accelerated Networking.
@@ -136,23 +86,16 @@ SLAVE = "00:0d:3a:00:00:02"
 SLAVE_CARD = f"-netdev hubport,id=two,hubid=0 -device virtio-net-pci,netdev=two,mac={SLAVE}"
 ENSLAVE = f"""\
 modprobe bonding max_bonds=1
-for card in /sys/class/net/e*; do
-    grep -q {SLAVE} "$card/address" || continue
-    echo "+${{card##*/}}" >/sys/class/net/bond0/bonding/slaves
-    udevadm trigger --action=change --settle "$card"
-done
+card=$(dirname $(grep -l {SLAVE} /sys/class/net/e*/address))
+echo "+${{card##*/}}" >/sys/class/net/bond0/bonding/slaves
+udevadm trigger --action=change --settle "$card"
 """
-ENSLAVE_UNIT = """\
+BEFORE_NETWORKD = """\
 [Unit]
-DefaultDependencies=no
 Wants=systemd-udev-settle.service
 After=systemd-udev-settle.service
-Before=systemd-networkd.service
 [Service]
-Type=oneshot
-ExecStart=/bin/sh -eu /enslave.sh
-[Install]
-WantedBy=systemd-networkd.service
+ExecStartPre=+/bin/sh -eu /enslave.sh
 """
 SHOW_CARDS = """\
 [Service]
@@ -163,78 +106,78 @@ grep ADMIN_STATE /run/systemd/netif/links/$(cat $one); done'
 
 
 @pytest.mark.parametrize("release", ["debian-13"])
-def test_a_virtual_machine_leaves_a_card_below_another_one_alone(
+def test_virtual_machine_leaves_a_card_below_another_one_alone(
     emulation: Emulation, installed: Path, host: SimulatedHost
 ) -> None:
     rules = (installed / RULES).read_text()
-    (installed / RULES).write_text(rules.replace("mana|", "mana|virtio_net|"))
+    write(installed, RULES, rules.replace("mana|", "mana|virtio_net|"))
     write(installed, "enslave.sh", ENSLAVE)
-    write(installed, "etc/systemd/system/enslave.service", ENSLAVE_UNIT)
-    in_checkout(installed, "systemctl enable enslave")
-    adapt(installed, SHOW_CARDS)
-    adapt(installed, ELSEWHERE)  # this is no other place
+    add_drop_in(installed, BEFORE_NETWORKD, "systemd-networkd.service")
+    add_drop_in(installed, SHOW_CARDS)
+    add_drop_in(installed, ELSEWHERE)  # this is no other place
     machine = emulation._replace(machine=f"{emulation.machine} {SLAVE_CARD}")
-    with dhcp(installed.parent):
-        report = boot_vm(machine, make_disk(installed), installed / "boot")
+    report = boot.boot_vm(machine, installed)
     cards = ["ADMIN_STATE=unmanaged", "ADMIN_STATE=configured"]
-    assert report == good_end("myvm", [*cards, *LINES])
+    assert report == good_end("myvm", [*cards, *test_boots.LINES])
     assert len(host.accepted) == 1
 
 
 # ---- Drop-ins
 
 TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
+USE_TARGET = f"""\
+sed -i s/multi-user/other/ /{UNITS}/witness.service
+systemctl set-default other.target
+systemctl reenable {UNIT} late witness
+"""
+
+
+def add_service(root: Path, name: str, command: str) -> None:
+    service = f"[Service]\nType=oneshot\nExecStart={command}\nStandardOutput=append:/said\n"
+    write(root, f"{UNITS}/{name}.service", f"{service}[Install]\nWantedBy=other.target\n")
 
 
 @pytest.mark.parametrize("release", ["debian-11", "debian-testing"])
-def test_the_unit_reports_after_an_application_and_before_a_service_in_another_target(
+def test_drop_in_has_the_unit_wait_for_one_service_and_another_target_for_the_unit(
     root: Path, host: SimulatedHost
 ) -> None:
-    add_service(root, "application.service", "/bin/sh -c 'sleep 1; cat /proc/sys/kernel/hostname'")
-    add_service(root, "late.service", "/bin/cat /proc/sys/kernel/hostname")
-    adapt(root, NAME_FIRST, "late.service")
-    adapt(root, READY_LAST)
-    adapt(root, OTHER_TARGET.replace("graphical.target", "other.target"))
-    adapt(root, DNS)  # there is no network manager to tell
-    write(root, "etc/systemd/system/other.target", TARGET)
-    in_checkout(
-        root,
-        f"""
-        sed -i s/multi-user/other/ /etc/systemd/system/witness.service
-        systemctl set-default other.target; systemctl reenable {UNIT} late witness
-    """,
-    )
-    report = boot_container(root)
-    assert report == good_end("myvm")
+    add_service(root, "application", "/bin/sh -c 'sleep 1; cat /proc/sys/kernel/hostname'")
+    add_service(root, "late", "/bin/cat /proc/sys/kernel/hostname")
+    add_drop_in(root, NAME_FIRST, "late.service")
+    add_drop_in(root, READY_LAST)
+    add_drop_in(root, OTHER_TARGET.replace("graphical.target", "other.target"))
+    add_drop_in(root, DNS)  # there is no network manager to tell
+    write(root, f"{UNITS}/other.target", TARGET)
+    in_checkout(root, USE_TARGET)
+    assert boot_container(root) == good_end("myvm")
     assert (root / "said").read_text() == "localhost\nmyvm\n"
-    assert_nothing_happens_at(lambda: boot_container(root), host, "myvm")
+    assert_next_boot_is_silent(root, host)
 
 
-NOTHING_DONE = good_end("localhost", [])._replace(enabled="enabled")
-
-
-@pytest.mark.parametrize("release", ["debian-12"])
-def test_where_the_application_fails_nothing_is_reported(root: Path, host: SimulatedHost) -> None:
-    add_service(root, "application.service", "/bin/false")
-    adapt(root, READY_LAST)
-    failed = ["application.service"]
-    assert boot_container(root) == NOTHING_DONE._replace(running="degraded", failed=failed)
-    assert host.requests == []
-
-
+@pytest.mark.parametrize(
+    "drop_in, seen",
+    [
+        (READY_LAST, {"running": "degraded", "failed": "application.service"}),
+        (ELSEWHERE, {"result": "exec-condition"}),
+    ],
+    ids=["application-fails", "not-on-azure"],
+)
 @pytest.mark.parametrize("release", ["debian-11"])
-def test_elsewhere_than_on_azure_the_unit_is_skipped(root: Path, host: SimulatedHost) -> None:
-    adapt(root, ELSEWHERE)
-    report = boot_container(root)
-    assert report._replace(status="0") == NOTHING_DONE._replace(result="exec-condition")
+def test_drop_in_has_nothing_done(
+    root: Path, host: SimulatedHost, drop_in: str, seen: dict[str, Any]
+) -> None:
+    add_service(root, "application", "/bin/false")
+    add_drop_in(root, drop_in)
+    nothing_done = good_end("localhost", [])._replace(enabled="enabled")
+    assert boot_container(root) == nothing_done._replace(**seen)
     assert host.requests == []
 
 
 @pytest.mark.parametrize("release", ["debian-13"])
-def test_where_etc_is_read_only_each_boot_sets_the_kernels_name(
+def test_drop_in_for_a_read_only_etc_sets_the_kernels_name_at_each_boot(
     root: Path, host: SimulatedHost
 ) -> None:
-    adapt(root, READ_ONLY)
+    add_drop_in(root, READ_ONLY)
     for _ in range(2):
         report = boot_container(root, f"--bind-ro={root}/etc:/etc")
         assert report.kernel_name == "myvm"
@@ -250,7 +193,7 @@ CLOUD_INIT_RAN = {
     "run/cloud-init/status.json": '{"v1": {"stage": null, "init": {"errors": [], "finished": 1}}}',
     "run/cloud-init/result.json": '{"v1": {"errors": []}}',
     "var/lib/cloud/instance/id": "builder",
-    "etc/netplan/50-cloud-init.yaml": "network: {version: 2}\n",
+    "etc/netplan/50.yaml": "network: {version: 2}\n",
     "etc/fstab": "/dev/disk/cloud/azure_resource-part1 /mnt auto comment=cloudconfig 0 2\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 builder\n",
 }
@@ -258,7 +201,7 @@ IN_THE_BUILDER = f"{readme.block('### 1. Create the VM')}root=/\n{readme.block('
 
 
 @pytest.mark.parametrize("release", ["debian-12-agents"])
-def test_it_boots_after_the_agents_were_removed_as_the_guide_says(
+def test_first_boot_after_the_guide_has_removed_the_agents(
     image: Path, tmp_path: Path, host: SimulatedHost
 ) -> None:
     host.vm = Vm(public_keys=(new_key(tmp_path / "key"),))
@@ -268,24 +211,23 @@ def test_it_boots_after_the_agents_were_removed_as_the_guide_says(
         in_checkout(root, f"useradd --create-home builder\n{IN_THE_BUILDER * 2}{ALL}")
         assert (root / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
         assert (root / "etc/fstab").read_text() == ""
-        gone = "var/lib/cloud etc/netplan/50-cloud-init.yaml usr/bin/cloud-init usr/sbin/waagent"
-        assert [name for name in gone.split() if (root / name).exists()] == []
-        adapt(root, DNS)
-        install_witness(root)
-        assert_it_boots_in_a_network_of_its_own(root, host)
+        for name in "var/lib/cloud etc/netplan/50.yaml usr/bin/cloud-init usr/sbin/waagent".split():
+            assert not (root / name).exists()
+        add_drop_in(root, DNS)
+        boot.install_witness(root)
+        assert_both_boots_are_good_with_dhcp(root, host)
 
 
-KEYS = ("ecdsa", "ed25519", "rsa")
-IDENTITY = ["etc/machine-id", *(f"etc/ssh/ssh_host_{kind}_key.pub" for kind in KEYS)]
+HOST_KEYS = [f"etc/ssh/ssh_host_{kind}_key.pub" for kind in ("ecdsa", "ed25519", "rsa")]
 SECRETS = ["root/.bash_history", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed"]
 
 
 def identity(root: Path) -> list[str]:
-    return [(root / file).read_text() for file in IDENTITY]
+    return [(root / file).read_text() for file in ("etc/machine-id", *HOST_KEYS)]
 
 
 @pytest.mark.parametrize("release", ["debian-12", "debian-testing"])
-def test_machines_of_one_image_share_no_identity(
+def test_image_shares_no_identity_with_its_machines(
     root: Path, tmp_path: Path, host: SimulatedHost
 ) -> None:
     assert boot_container(root) == good_end("myvm")
@@ -298,12 +240,10 @@ def test_machines_of_one_image_share_no_identity(
     logs = [path for path in (root / "var/log").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in logs) == 0
     for name in ("one", "two"):
-        host.vm = Vm(name=name, computer_name=name)
-        host.accepted.clear()
         with fresh_disk(root, tmp_path / name) as machine:
-            assert boot_container(machine) == good_end(name, [*LINES[:-1], f"Host name {name} set"])
-            assert len(host.accepted) == 1
+            assert boot_container(machine) == good_end("myvm")
             identities.append(identity(machine))
+    assert len(host.accepted) == 3
     for values in zip(*identities):
         assert all(values)
         assert len(set(values)) == 3, "the builder and its two machines share it"
@@ -325,7 +265,7 @@ def log_in(key: Path) -> str:
 
 
 @pytest.mark.parametrize("release", ["debian-12", "debian-testing"])
-def test_the_ssh_key_from_azure_logs_in_also_after_a_reboot_without_imds(
+def test_ssh_key_from_azure_logs_in_also_after_a_reboot_without_imds(
     root: Path, tmp_path: Path, host: SimulatedHost
 ) -> None:
     require_tools("ssh", "ssh-keygen")
@@ -335,7 +275,7 @@ def test_the_ssh_key_from_azure_logs_in_also_after_a_reboot_without_imds(
     write(root, "home/builder/.ssh/authorized_keys", f"{new_key(baked_in)}\n")
     in_checkout(root, "chown -R builder: /home/builder; systemctl disable witness")
     for _ in range(2):
-        with running_container(root):
-            wait_until(lambda: log_in(right).endswith("\nbuilder\n"), CONTAINER_SECONDS)
+        with boot.running_container(root):
+            wait_until(lambda: log_in(right).endswith("\nbuilder\n"), boot.CONTAINER_SECONDS)
             assert "Permission denied (publickey" in log_in(baked_in)
         host.refuse("imds")

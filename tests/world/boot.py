@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
 from typing import Callable, NamedTuple
 
 from world.images import ASSET_TAG, run
@@ -52,19 +53,19 @@ WantedBy=multi-user.target
 
 
 class Report(NamedTuple):
-    """What the witness saw at the end of a boot."""
+    """What the witness saw at the end of a boot; if that was good, the defaults."""
 
-    running: str
-    multi_user: str
-    failed: list[str]  # units
-    enabled: str
-    stale: str
-    result: str
-    status: str
     kernel_name: str
     stored_name: str
     hostnamed: str  # the name that it tells
     journal: list[str]  # the script's lines
+    running: str = "running"
+    multi_user: str = "active"
+    failed: str = ""  # units, one a line
+    enabled: str = "disabled"
+    stale: str = "no"
+    result: str = "success"
+    status: str = "0"
 
 
 def install_witness(root: Path) -> None:
@@ -75,32 +76,26 @@ def install_witness(root: Path) -> None:
 
 
 def parse_report(text: str) -> Report:
-    assert text, "the machine is off, and has written no report"
     values = dict(re.findall(r"^== (\w+)\n((?:(?!== ).*\n)*)", text, re.MULTILINE))
-    lists = ("failed", "journal")
-    return Report(**{k: v.splitlines() if k in lists else v.strip() for k, v in values.items()})
+    assert values.keys() == set(Report._fields), "the machine is off, and its report is not whole"
+    journal = values.pop("journal").splitlines()
+    return Report(journal=journal, **{name: value.strip() for name, value in values.items()})
 
 
 def start(*command: str, console: Path) -> "subprocess.Popen[bytes]":
     """Start a program that ends with this process, whatever happens to it."""
+    command = ("setpriv", "--pdeathsig=KILL", *command)
     with open(console, "ab") as output:
-        return subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        return subprocess.Popen(command, stdin=DEVNULL, stdout=output, stderr=STDOUT)
 
 
 def wait(process: "subprocess.Popen[bytes]", console: Path, seconds: float) -> None:
     """Wait until the machine has powered itself off; else show what it said last."""
-    try:
-        status = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        status = -1
-    if status != 0:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    if process.returncode != 0:
         said = console.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"the machine did not power off (status {status}):\n{said}")
+        raise RuntimeError(f"the machine did not power off ({process.returncode}):\n{said}")
 
 
 # ---- The network of a machine
@@ -150,18 +145,15 @@ shift; exec "$@"
 
 
 def boot_container(
-    root: Path,
-    *options: str,
-    meanwhile: Callable[[], None] = lambda: None,
+    root: Path, *options: str, meanwhile: Callable[[], None] = lambda: None
 ) -> Report:
     """Boot the disk, wait until the boot has ended and the machine is off; return the report.
 
     *options* are systemd-nspawn's. While the disk has a file "hold", the machine stays on.
     """
-    console = root.parent / "console"
     with running_container(root, *options) as process:
         meanwhile()
-        wait(process, console, CONTAINER_SECONDS)
+        wait(process, root.parent / "console", CONTAINER_SECONDS)
     report = root / "witness"
     text = report.read_text()
     report.unlink()
@@ -186,30 +178,17 @@ def running_container(root: Path, *options: str) -> "Iterator[subprocess.Popen[b
             *(*options, f"--directory={root}"),
             console=root.parent / "console",
         )
+        # The guest ends with systemd-nspawn. To kill unshare instead would not wait for that end.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         try:
             yield process
         finally:
-            kill_container(process)
+            while process.poll() is None:
+                run("sh", "-c", 'kill -KILL "$@" || :', "sh", *children.read_text().split())
+                time.sleep(0.05)
     finally:
         run("find", str(group), *"-depth -type d -exec rmdir {} +".split())
         run("umount", str(hierarchy))
-
-
-def kill_container(process: "subprocess.Popen[bytes]") -> None:
-    """Kill systemd-nspawn; its process namespace, and so all that runs in the guest, ends with it.
-
-    To kill unshare instead would not wait for that end.
-    """
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 10
-    while process.poll() is None:
-        for child in children.read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
-        if time.monotonic() > deadline:
-            process.kill()
 
 
 # ---- Virtual machines: QEMU, software emulation
@@ -218,34 +197,62 @@ def kill_container(process: "subprocess.Popen[bytes]") -> None:
 class Emulation(NamedTuple):
     program: str
     machine: str
-    console: str
 
 
 # By what the machine that runs the tests is; the images are of its architecture.
-EMULATIONS = {
-    "x86_64": Emulation("qemu-system-x86_64", "-M pc -cpu qemu64,-svm,+rdrand", "ttyS0"),
-}
+EMULATIONS = {"x86_64": Emulation("qemu-system-x86_64", "-M pc -cpu qemu64,-svm,+rdrand")}
 # Without norandmaps each process has its code at other addresses, and QEMU translates it anew: a
 # boot takes a third longer. Without its turn in time, the kernel's check of its timer panics, and
 # that of its clock has it take a slower one.
-KERNEL_OPTIONS = "root=/dev/vda rw mitigations=off norandmaps no_timer_check tsc=reliable"
+KERNEL_OPTIONS = (
+    "console=ttyS0 root=/dev/vda rw mitigations=off norandmaps no_timer_check tsc=reliable"
+)
 
 
-def make_disk(root: Path) -> Path:
-    """Return a file beside *root* that is an ext4 file system with its content."""
-    disk = root.parent / "disk"
-    run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
-    return disk
+def boot_vm(emulation: Emulation, root: Path, append: str = "") -> Report:
+    """Boot a copy of the disk, the same one each time, with options for its kernel.
 
-
-def boot_vm(emulation: Emulation, disk: Path, boot: Path, append: str = "") -> Report:
-    """Boot the disk with the kernel in *boot*, and with options; see boot_container()."""
-    with running_vm(emulation, disk, boot, append) as process:
-        wait(process, disk.parent / "console", VM_SECONDS)
+    Else it is like boot_container().
+    """
+    disk = disk_of(root)
+    with running_vm(emulation, root, disk, append) as process:
+        wait(process, root.parent / "console", VM_SECONDS)
     show = ["debugfs", "-R", "cat /witness", str(disk)]
     text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
     run("debugfs", "-w", "-R", "rm /witness", str(disk))
     return parse_report(text)
+
+
+def disk_of(root: Path) -> Path:
+    disk = root.parent / "disk"
+    if not disk.exists():
+        run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "1G")
+    return disk
+
+
+@contextlib.contextmanager
+def running_vm(
+    emulation: Emulation, root: Path, disk: Path, append: str, disk_format: str = "raw"
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a virtual machine from the disk, with *root*'s kernel; kill it at the end."""
+    (kernel,), (initrd,) = root.glob("boot/vmlinuz-*"), root.glob("boot/initrd.img-*")
+    with dhcp(root.parent):
+        process = start(
+            *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
+            *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
+            *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
+            f"{KERNEL_OPTIONS} {append}",
+            *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
+            *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
+            *"-device virtio-net-pci,netdev=net".split(),
+            *("-smbios", f"type=3,asset={ASSET_TAG}"),
+            console=root.parent / "console",
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 # To show a missing fsync: the journal is written every second, data every minute, and not at once,
@@ -254,18 +261,18 @@ LOSSY = "rootflags=noauto_da_alloc,commit=1 sysctl.vm.dirty_writeback_centisecs=
 
 
 @contextlib.contextmanager
-def losing_power(emulation: Emulation, disk: Path, boot: Path) -> Iterator[Callable[[], Path]]:
-    """Boot the disk; a call returns what would be left of it if QEMU was killed at that moment.
+def losing_power(emulation: Emulation, root: Path) -> Iterator[Callable[[], Path]]:
+    """Boot a copy of the disk; a call returns what would be left of it if QEMU was killed then.
 
     Lost is what the guest has not written, and what it has not flushed: until then only QEMU itself
     knows where in its layer the data is. The witness is away: it would flush, and power off.
     """
-    layer = disk.with_suffix(".qcow2")
+    layer = root.parent / "layer"
     options = "-q -f qcow2 -o cluster_size=4k -F raw -b".split()
-    run("qemu-img", "create", *options, str(disk), str(layer))
+    run("qemu-img", "create", *options, str(disk_of(root)), str(layer))
     numbers = itertools.count()
     append = f"{LOSSY} systemd.mask=witness.service"
-    with running_vm(emulation, layer, boot, append, disk_format="qcow2") as process:
+    with running_vm(emulation, root, layer, append, disk_format="qcow2") as process:
 
         def cut() -> Path:
             process.send_signal(signal.SIGSTOP)
@@ -285,31 +292,3 @@ def recover(layer: Path, root: Path) -> None:
     root.mkdir()
     run("debugfs", "-R", f"rdump / {root}", str(disk))
     disk.unlink()
-
-
-@contextlib.contextmanager
-def running_vm(
-    emulation: Emulation,
-    disk: Path,
-    boot: Path,
-    append: str = "",
-    disk_format: str = "raw",
-) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a virtual machine from the disk; kill it, if it still runs, at the end."""
-    (kernel,), (initrd,) = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
-    process = start(
-        *f"{emulation.program} -nodefaults -no-reboot -display none -serial stdio".split(),
-        *f"{emulation.machine} -accel tcg,tb-size=512 -m 512".split(),
-        *("-kernel", str(kernel), "-initrd", str(initrd), "-append"),
-        f"{KERNEL_OPTIONS} console={emulation.console} {append}",
-        *("-drive", f"file={disk},if=virtio,format={disk_format},cache=unsafe"),
-        *f"-netdev tap,id=net,ifname={TAP},script=no,downscript=no".split(),
-        *"-device virtio-net-pci,netdev=net".split(),
-        *("-smbios", f"type=3,asset={ASSET_TAG}"),
-        console=disk.parent / "console",
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Callable, NamedTuple, Optional
 
 from world import readme
@@ -37,7 +38,6 @@ class Image(NamedTuple):
     suite: str
     python: str
     packages: str = ""  # besides PACKAGES
-    source: str = ""  # a line for apt, where it is not Debian's archive
 
 
 AGENTS = "cloud-init,netplan.io,waagent"  # as in Debian's images for Azure; never started
@@ -54,36 +54,12 @@ IMAGES = {
 }
 
 
-UBUNTU = "deb [trusted=yes] http://archive.ubuntu.com/ubuntu {} main universe"
-UBUNTU_PACKAGES = f"initramfs-tools,linux-image-virtual,udev,{SSH}"
-SELINUX = "auditd,policycoreutils,selinux-basics,selinux-policy-default"
-# Only for those who name them with --images: another archive than Debian's.
-BY_HAND = {
-    f"ubuntu-{version}": Image(suite, FULL, UBUNTU_PACKAGES, UBUNTU.format(suite))
-    for version, suite in (("22.04", "jammy"), ("24.04", "noble"), ("26.04", "resolute"))
-}
-BY_HAND["debian-13-selinux"] = Image("trixie", FULL, f"{KERNEL},{SELINUX}")
-
-
-def select(names: str) -> None:
-    """Have only these images, by name with commas between them, be the IMAGES."""
-    known = {**IMAGES, **BY_HAND}
-    IMAGES.clear()
-    IMAGES.update({name: known[name] for name in names.split(",")})
-
-
 def build(name: str, directory: Path) -> Path:
     """Return the root directory of the image *name*, which is built in *directory* if need be."""
     image = IMAGES[name]
-    command = [
-        *MMDEBSTRAP,
-        f"--customize-hook={LEAVE_OUT}",
-        f"--include={PACKAGES},{image.python},{image.packages}",
-        image.suite,
-        name,
-        *([image.source] if image.source else []),
-    ]
-    return build_once(directory, name, " ".join(command), lambda _: (command, directory))
+    include = f"--include={PACKAGES},{image.python},{image.packages}"
+    command = [*MMDEBSTRAP, f"--customize-hook={LEAVE_OUT}", include, image.suite, name]
+    return build_once(directory / name, " ".join(command), command, directory)
 
 
 # A Debian that has mkosi makes a disk of what the README's blocks have made. It uses that Debian's
@@ -113,34 +89,37 @@ def build_from_scratch(directory: Path) -> Path:
     script = MAKE_DISK.format(mmdebstrap=shlex.join(MMDEBSTRAP))
     blocks = "\n".join([INSTALL, NETWORK, HOST_KEYS])
 
-    def prepare(place: Path) -> tuple[list[str], Path]:
-        image = place / "my-image"
+    place = directory / "from-scratch"
+    image = place / "my-image"
+
+    def prepare() -> None:
         paste_for(image / "mkosi.extra", blocks)
         (image / "mkosi.conf").write_text(configuration)
-        return [*APART, "sh", "-euc", script, "sh", build], place
 
     project = [Path(REPOSITORY, name).read_text() for name in PROJECT]
     recipe = "\n".join([script, configuration, build, blocks, *project])
-    return build_once(directory, "from-scratch", recipe, prepare) / "my-image/image.vhd"
+    build_once(place, recipe, [*APART, "sh", "-euc", script, "sh", build], place, prepare)
+    return image / "image.vhd"
 
 
 def build_once(
-    directory: Path, name: str, recipe: str, prepare: Callable[[Path], tuple[list[str], Path]]
+    place: Path,
+    recipe: str,
+    command: list[str],
+    cwd: Path,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Return the place *name* in *directory*, made by the command that *prepare* returns.
-
-    And where that is to run. All workers share the place: the first builds, the others wait.
-    """
-    place, stamp = directory / name, directory / f"{name}.recipe"
-    with open(directory / f"{name}.lock", "w") as lock:
+    """Return the *place*, which *command* makes. Workers share it: one builds, the others wait."""
+    stamp = place.with_name(f"{place.name}.recipe")
+    with open(place.with_name(f"{place.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != recipe:
             stamp.unlink(missing_ok=True)
             shutil.rmtree(place, ignore_errors=True)
-            command, where = prepare(place)
+            prepare()
             outside = f"--net={os.environ['OUTER_NETWORK']}"  # to download, and for nothing else
             # Another run waits for the lock even if this one is killed.
-            run("nsenter", outside, *command, cwd=where, pass_fds=[lock.fileno()])
+            run("nsenter", outside, *command, cwd=cwd, pass_fds=[lock.fileno()])
             stamp.write_text(recipe)
     return place
 
@@ -192,25 +171,10 @@ def in_checkout(root: Path, commands: str) -> None:
     run(*APART, "sh", "-euc", script, "sh", REPOSITORY, str(root), commands)
 
 
-def label(root: Path, copy: Path) -> None:
-    """Make *copy* one of the disk, with the labels of its SELinux policy; an overlay takes none."""
-    copy.parent.mkdir(parents=True)
-    run("cp", "-a", str(root), str(copy))
-    contexts = "/etc/selinux/default/contexts/files/file_contexts"
-    run("chroot", str(copy), "setfiles", "-m", "-F", contexts, "/")
-
-
 def run(*command: str, cwd: Optional[Path] = None, pass_fds: Sequence[int] = ()) -> None:
     """Run a command; when it fails, tell what it printed."""
     done = subprocess.run(
-        command,
-        cwd=cwd,
-        pass_fds=pass_fds,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+        command, cwd=cwd, pass_fds=pass_fds, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True
     )
     if done.returncode != 0:
         raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout}")

@@ -1,9 +1,8 @@
-"""Find every CPython of this machine that the script must run on, and take one from an image."""
+"""Find every CPython of this machine that the script must run on."""
 
 import glob
 import os
 import subprocess
-from pathlib import Path
 
 PLACES = [
     *(os.path.join(directory, "python3*") for directory in os.get_exec_path()),
@@ -30,18 +29,3 @@ def find() -> dict[str, str]:
             if key >= (3, 6):
                 found.setdefault(key, executable)
     return {".".join(map(str, key)): found[key] for key in sorted(found)}
-
-
-# Its own libraries, since the image is newer than the machine.
-FROM_IMAGE = """\
-#!/bin/sh
-exec {loader} --library-path {loader.parent} --argv0 {python} {python} "$@"
-"""
-
-
-def from_image(root: Path, program: Path) -> str:
-    """Make *program* run the Python of the image at *root*, on this machine; return its path."""
-    (loader,) = root.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*")
-    program.write_text(FROM_IMAGE.format(loader=loader, python=root / "usr/bin/python3"))
-    program.chmod(0o755)
-    return str(program)

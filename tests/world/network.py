@@ -15,15 +15,12 @@ PLATFORM_ENDPOINTS = ((WIRESERVER, 80), (IMDS, 80))
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 1 << 26, 1 << 28, 1 << 30
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
-SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR, IFF_UP = 0x8913, 0x8914, 0x8916, 1
+SIOCSIFFLAGS, SIOCSIFADDR, IFF_UP = 0x8914, 0x8916, 1
 
-
-# Settings that can refuse user namespaces: their names, the value that does, one that does not.
-SYSCTLS = [
-    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
-    ("kernel.unprivileged_userns_clone", "0", "1"),
-    ("user.max_user_namespaces", "0", "10000"),
-]
+# Remedies where namespaces are refused. In a chroot "/" is often no mount point.
+FOR_ROOT = "give root all its capabilities (docker run --privileged), or leave the chroot"
+UBUNTU = "on Ubuntu sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+FOR_OTHERS = f"run as root, or allow user namespaces ({UBUNTU})"
 
 
 def isolate() -> str:
@@ -35,22 +32,20 @@ def isolate() -> str:
     network that was left, for what must download something.
     """
     is_root = os.geteuid() == 0
-    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # it finds out: where a step fails, those before it are done
+        status = 0
         try:
             enter_namespaces(is_root)
         except OSError as error:
-            os.write(writing, f"not isolated ({error}): {remedy(is_root, error)}".encode())
+            status = error.errno or errno.EPERM
         finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading) as pipe:
-        refusal = pipe.read()
-    os.waitpid(child, 0)
-    if not refusal:
-        enter_namespaces(is_root)
-    return refusal
+            os._exit(status)
+    number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if number != 0:
+        return f"not isolated ({os.strerror(number)}): {FOR_ROOT if is_root else FOR_OTHERS}"
+    enter_namespaces(is_root)
+    return ""
 
 
 def enter_namespaces(is_root: bool) -> None:
@@ -64,18 +59,6 @@ def enter_namespaces(is_root: bool) -> None:
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     bring_up_loopback()
-
-
-def remedy(is_root: bool, error: OSError) -> str:
-    if is_root and error.errno == errno.EINVAL:  # "/" is no mount point
-        return "in a chroot, mount its directory on itself first (mount --bind DIR DIR)"
-    if is_root:
-        return "give root all its capabilities (docker run --privileged)"
-    for name, refusing, allowing in SYSCTLS:
-        path = Path("/proc/sys", name.replace(".", "/"))
-        if path.exists() and path.read_text().strip() == refusing:
-            return f"run as root, or allow user namespaces: sysctl {name}={allowing}"
-    return "run as root"
 
 
 @contextlib.contextmanager
@@ -102,9 +85,7 @@ def call(function: str, *arguments: object) -> None:
 
 def bring_up_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("16sh14x", b"lo", 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(control, SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
     for number, address in enumerate(PLATFORM_ADDRESSES):
         set_address(number, address)
 
