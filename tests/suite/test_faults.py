@@ -133,6 +133,7 @@ def test_walk_over_all_faults_loses_nothing(
     def walk(path: list[tuple[str, str, int]], computer_name: str, timeout: int) -> None:
         machine = Machine(Path(tempfile.mkdtemp(dir=tmp_path), "machine"))
         with SimulatedHost(Vm("web_11", computer_name)) as host:
+            host.imds_rate = 1000
             for endpoint, name, times in path:
                 only_status_counts = endpoint == "health" and name in BODY_FAULTS
                 fault = accepted_then(ALL[name]) if only_status_counts else ALL[name]

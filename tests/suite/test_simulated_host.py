@@ -64,6 +64,11 @@ def test_simulated_host_is_strict(
     assert host.accepted == ([body.encode()] if body and status == 200 else [])
 
 
+def test_simulated_host_throttles_imds(host: SimulatedHost) -> None:
+    statuses = [ask(host, NAME, METADATA)[0] for _ in range(6)]
+    assert statuses == [200] * 5 + [429]
+
+
 def test_simulated_host_has_a_document_for_cloud_init(host: SimulatedHost) -> None:
     document = json.loads(ask(host, DOCUMENT, METADATA)[1])
     assert document["compute"]["name"] == "web_11"

@@ -181,6 +181,8 @@ class SimulatedHost:
         self.vm = vm or Vm()
         self.incarnation = 1
         self.imds_versions: tuple[str, ...] = IMDS_VERSIONS
+        self.imds_rate = 5  # requests a second
+        self.imds_times: list[float] = []
         self.on_request = on_request
         self.requests: list[Request] = []
         self.accepted: list[bytes] = []  # health reports
@@ -369,6 +371,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return Answer(400, b"the header Metadata is missing")
         if version not in self.host.imds_versions:
             return Answer(400, b"api-version is missing or not known")
+        now = time.monotonic()
+        self.host.imds_times = [one for one in self.host.imds_times if now - one < 1] + [now]
+        if len(self.host.imds_times) > self.host.imds_rate:
+            return Answer(429, b"too many requests")
         # A client asks for a leaf; cloud-init, in an image that is tried, for all of it, as JSON.
         document: Any = {"metadata": {"instance": {"compute": self.host.compute(version)}}}
         try:
