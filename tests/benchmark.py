@@ -141,9 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", type=int, nargs="?", default=20, metavar="ROUNDS")
     parser.add_argument("--other", type=Path, metavar="DIR", help="a checkout to compare with")
-    parser.add_argument(
-        "--boot", choices=images.IMAGES, help="start the unit in this, too; as root"
-    )
+    parser.add_argument("--boot", choices=images.IMAGES, help="as root: start the unit in it")
     options = parser.parse_args()
     problem = isolate()
     if problem:

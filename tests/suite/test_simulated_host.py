@@ -14,9 +14,7 @@ from world.machine import Machine
 GOAL_STATE, HEALTH = "/machine?comp=goalstate", "/machine?comp=health"
 # As cloud-init asks for it, which an image that is tried may have.
 DOCUMENT = "/metadata/instance?api-version=2019-06-01"
-COMPUTER_NAME = (
-    "/metadata/instance/compute/osProfile/computerName?api-version=2020-07-15&format=text"
-)
+NAME = "/metadata/instance/compute/osProfile/computerName?api-version=2020-07-15&format=text"
 COMMAND = [sys.executable, "tests/simulated_host.py"]
 WIRE = {"x-ms-version": "2012-11-30"}
 POST = {**WIRE, "x-ms-agent-name": "test", "Content-Type": "text/xml;charset=utf-8"}
@@ -53,10 +51,10 @@ def ask(host: SimulatedHost, target: str, headers: dict[str, str], body: str = "
         (HEALTH, POST, REPORT.replace("Ready", "NotReady"), 400),
         (HEALTH, POST, REPORT.replace("</Health>", ""), 400),
         (HEALTH, POST, REPORT.replace("Role>", "RoleInstance>"), 400),
-        (COMPUTER_NAME, METADATA, "", 200),
-        (COMPUTER_NAME, {}, "", 400),
-        (COMPUTER_NAME.replace("2020-07-15", "2999-01-01"), METADATA, "", 400),
-        (COMPUTER_NAME.replace("2020-07-15", "2019-06-01"), METADATA, "", 404),
+        (NAME, METADATA, "", 200),
+        (NAME, {}, "", 400),
+        (NAME.replace("2020-07-15", "2999-01-01"), METADATA, "", 400),
+        (NAME.replace("2020-07-15", "2019-06-01"), METADATA, "", 404),
     ],
 )
 def test_simulated_host_is_strict(
@@ -67,7 +65,7 @@ def test_simulated_host_is_strict(
 
 
 def test_simulated_host_throttles_imds(host: SimulatedHost) -> None:
-    statuses = [ask(host, COMPUTER_NAME, METADATA)[0] for _ in range(6)]
+    statuses = [ask(host, NAME, METADATA)[0] for _ in range(6)]
     assert statuses == [200] * 5 + [429]
 
 
