@@ -8,6 +8,7 @@ import http.client
 import io
 import re
 import socket
+import threading
 import time
 from random import Random
 from typing import Union, cast
@@ -295,6 +296,18 @@ def test_get_gives_a_connection_five_seconds_and_the_answer_what_is_left_of_thir
     with contextlib.suppress(socket.timeout):
         get(url, "x-ms-version: 2012-11-30\r\n", stopped_clock.now + left)
     assert limits[:2] == LIMITS[left, takes]
+
+
+def test_get_takes_an_answer_that_comes_before_the_request_is_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_at_once() -> None:
+            with server.accept()[0] as peer:
+                peer.sendall(READ["a length"][0])
+
+        threading.Thread(target=answer_at_once).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        assert get(url, "", time.monotonic() + 9) == (b"abc", True)
 
 
 @pytest.mark.parametrize("may_mark", [True, False])
