@@ -151,13 +151,14 @@ def test_set_host_name_names_the_first_failure_and_tells_only_others_to_be_root(
     assert capfd.readouterr().err == f"Host name failed: {reason}{hint}; giving up\n"
 
 
+@pytest.mark.parametrize("other", ["by-dhcp", "x", "web0000111"])
 def test_set_host_name_notices_another_name_that_was_set_meanwhile(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    machine: Machine, other: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "by-dhcp")
+    monkeypatch.setattr("socket.gethostname", lambda: other)
     with pytest.raises(GaveUp):
         set_host_name(NAME)
-    assert capfd.readouterr().err == "Host name failed: it is 'by-dhcp' again; giving up\n"
+    assert capfd.readouterr().err == f"Host name failed: it is '{other}' again; giving up\n"
 
 
 def test_set_host_name_may_run_twice_at_once(command: list[str], machine: Machine) -> None:
