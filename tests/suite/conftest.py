@@ -35,7 +35,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 NOT_ISOLATED = os.environ["NOT_ISOLATED"]
 PYTHONS: dict[str, str] = json.loads(os.environ["PYTHONS"])
 # These explain a failure best, so it is reported there first.
-FIRST = "command_line documents http find_name report_ready set_host_name say".split()
+FIRST = "command_line documents http set_host_name say report_ready find_name".split()
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
 VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]

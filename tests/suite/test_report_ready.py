@@ -98,6 +98,14 @@ def test_pause_leaves_time_for_one_last_attempt_at_the_deadline(
     assert result.err[-1].endswith("; giving up")
 
 
+def test_pause_says_for_how_long_it_goes_on(
+    stopped_clock: StoppedClock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pause("A step", OSError("why"), stopped_clock.now + 90)
+    assert capfd.readouterr() == ("", "A step failed: why; trying again for 91 s\n")
+    assert stopped_clock.now == 1001
+
+
 def test_pause_gives_up_at_the_very_deadline(
     stopped_clock: StoppedClock, capfd: pytest.CaptureFixture[str]
 ) -> None:
