@@ -25,10 +25,3 @@ def test_second_run_does_no_harm(host: SimulatedHost, run: Run, machine: Machine
     assert [run().status, run().status] == [0, 0]
     assert len(host.accepted) == 2
     assert machine.names == ["web000011", "web000011"]
-
-
-def test_dry_run_has_the_exit_statuses_of_a_run(host: SimulatedHost, run: Run) -> None:
-    host.refuse("imds")
-    assert run("--dry-run", "--timeout=1").status == 3
-    host.refuse("wireserver")
-    assert run("--dry-run", "--timeout=1").status == 1
