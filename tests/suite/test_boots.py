@@ -183,7 +183,7 @@ def progress(root: Path, requested: int, accepted: int) -> str:
     """How far the machine got before the cut, as far as it shows from outside."""
     if not (root / UNITS / "multi-user.target.wants" / UNIT).is_symlink():
         return "disabled"
-    if (root / "etc/hostname").read_text() != "localhost\n":
+    if (root / "etc/hostname").read_bytes() == b"myvm\n":
         return "named"
     if accepted:
         return "Ready accepted"

@@ -255,9 +255,9 @@ def running_vm(
             process.wait()
 
 
-# To show a missing fsync: the journal is written every second, data every minute, and not at once,
-# as ext4 does by default, where a file takes the place of another one.
-LOSSY = "rootflags=noauto_da_alloc,commit=1 sysctl.vm.dirty_writeback_centisecs=6000"
+# To show a missing fsync: the journal is written every second, data every minute, and not before
+# the journal nor when a file takes the place of another one, as ext4 does by default.
+LOSSY = "rootflags=data=writeback,noauto_da_alloc,commit=1 sysctl.vm.dirty_writeback_centisecs=6000"
 
 
 @contextlib.contextmanager
