@@ -89,12 +89,13 @@ def test_main_reports_ready_and_then_sets_the_name_it_finds(
     assert capfd.readouterr().out == "Host name web-1 set; IMDS has 'web_1'\n"
 
 
-def test_main_says_no_more_of_a_name_that_was_kept(
+def test_main_says_what_a_name_was_made_of_unless_it_was_kept(
     steps: Steps, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script, "find_name", lambda *_: ("a.b", ".".join("ab")))
-    assert script.main() == 0
-    assert capfd.readouterr().out == "Host name a.b set\n"
+    for name, said in (("a.b", ""), ("(a.b", "; IMDS has '(a.b'")):
+        monkeypatch.setattr(script, "find_name", lambda *_, name=name: (name, ".".join("ab")))
+        assert script.main() == 0
+        assert capfd.readouterr().out == f"Host name a.b set{said}\n"
 
 
 def test_main_in_a_dry_run_sets_no_name(
