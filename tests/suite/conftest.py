@@ -37,7 +37,6 @@ PYTHONS: dict[str, str] = json.loads(os.environ["PYTHONS"])
 # These explain a failure best, so it is reported there first.
 FIRST = "command_line documents http set_host_name say report_ready find_name".split()
 BOOTS_TAKE = "as root, about 10 minutes on two cores, and 2 GB below .pytest_cache"
-VMS_AT_ONCE = 3
 UNIT_FLAGS = ["-I", "-S"]
 # Coverage needs site-packages.
 MEASURED_FLAGS = ["-I"] if "COVERAGE_PROCESS_START" in os.environ else UNIT_FLAGS
@@ -74,9 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
     if not config.getoption("--boots"):
         items[:] = [item for item in items if not fixtures[item] & {"image", "emulation"}]
-    # More of them at once are no faster on two cores, and too slow for what waits for them.
-    for number, item in enumerate(item for item in items if "emulation" in fixtures[item]):
-        item.add_marker(pytest.mark.xdist_group(f"vm{number % VMS_AT_ONCE}"))
+    # Virtual machines first, since they take longest: the disk that is made for it, and beside it,
+    # one by one, all others. More at once would be too slow for what waits for them.
+    vms = [item for item in reversed(items) if "emulation" in fixtures[item]]
+    for number, item in enumerate(vms):
+        item.add_marker(pytest.mark.xdist_group("other vms" if number else "disk"))
+    items[:] = [*vms, *(item for item in items if item not in vms)]
 
 
 @pytest.hookimpl(wrapper=True)
