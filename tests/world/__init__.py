@@ -1,4 +1,1 @@
-"""The simulated world: the platform, its faults, networks, and machines that boot.
-
-Nothing here imports the tests (../suite) or the commands (..), which both use it.
-"""
+"""The simulated world of the tests; it uses nothing of the commands and of the suite."""
