@@ -220,7 +220,7 @@ NETWORKD_ON = f"systemctl enable {NETWORKD}"
 # Without a .network file of the image's own systemd-imds brings the network up.
 IMDS_NETWORK = f"{NETWORKD_ON}\nrm /etc/systemd/network/50-azure.network"
 # Keep IMDS to systemd's own client, where there is one: upstream's default, but not Debian's.
-LOCKED = "systemd.imds.network=locked"
+LOCKED = "systemd.imds.network=locked systemd.default_device_timeout_sec=600"
 WITH_KERNEL = [name for name in RELEASES if "linux-image" in IMAGES[name].packages]
 WITH_IMDS = [name for name in WITH_KERNEL if images.IMDS_CLIENT in IMAGES[name].packages]
 # Debian 12 loses its power below, and Debian 13 has a second card in test_readme_boots.py.
