@@ -226,11 +226,6 @@ class SimulatedHost:
             server.thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
             server.thread.start()
 
-    def listen_after(self, service: str, seconds: float) -> None:
-        """Refuse connections for *seconds*."""
-        self.refuse(service)
-        threading.Timer(seconds, self.listen, [service]).start()
-
     def misbehave(self, endpoint: str, fault: Union[str, Fault], times: int = FOR_EVER) -> None:
         """Answer *endpoint*, or all of a service, with *fault*; faults queue up."""
         named = (fault, make_fault(fault)) if isinstance(fault, str) else ("raw", fault)
